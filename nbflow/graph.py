@@ -1,0 +1,667 @@
+"""The graph: nodes, tensors, and the scopes under which cells make them.
+
+A `Graph` maps names to `Node`s. A node's name is its scope and its own name, joined by '/'. A name that the user gave
+is never changed: using it twice is an error. A node without a given name takes its op's, numbered within the scope
+(`add`, `add.1`). Who made which node, and what happens when a cell runs again, is `owner.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+
+from nbflow import device as devices
+from nbflow import op as ops
+from nbflow.device import DeviceSpec
+from nbflow.errors import GraphError, NameInUseError, NbflowError
+from nbflow.op import Attrs
+from nbflow.spec import Shape, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who made a node: a notebook cell or a script. `label` is for people (`In[3]`, `train.py`)."""
+
+    id: str
+    label: str
+
+
+SCRIPT = Owner("script", os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "script")
+
+
+class Node:
+    """One op in the graph. Made by `Graph.add`, and changed only when its owner's cell runs again."""
+
+    __slots__ = (
+        "attrs",
+        "auto_named",
+        "colocate",
+        "control_inputs",
+        "device",
+        "graph",
+        "inputs",
+        "line",
+        "name",
+        "op",
+        "outputs",
+        "owner",
+        "stale",
+    )
+
+    def __init__(
+        self,
+        graph: Graph,
+        name: str,
+        op: str,
+        inputs: tuple[Tensor, ...],
+        control_inputs: tuple[Node, ...],
+        attrs: dict[str, Any],
+        specs: Sequence[TensorSpec],
+        *,
+        device: DeviceSpec,
+        colocate: tuple[str, ...],
+        owner: Owner,
+        line: int,
+        auto_named: bool,
+    ) -> None:
+        self.graph = graph
+        self.name = name
+        self.op = op
+        self.inputs = inputs
+        self.control_inputs = control_inputs
+        self.attrs = attrs
+        self.device = device
+        self.colocate = colocate
+        self.owner = owner
+        self.line = line
+        self.auto_named = auto_named
+        self.stale = ""
+        self.outputs = tuple(Tensor(self, i, spec) for i, spec in enumerate(specs))
+
+    @property
+    def cell(self) -> str:
+        """Who made this node, for people: `In[3]`."""
+        return self.owner.label
+
+    @property
+    def where(self) -> str:
+        """`In[3], line 2`."""
+        return f"{self.owner.label}, line {self.line}" if self.line else self.owner.label
+
+    @property
+    def definition(self) -> ops.OpDef:
+        return ops.get(self.op)
+
+    def __repr__(self) -> str:
+        return f"<Node {self.name} = {self.op}({', '.join(t.name for t in self.inputs)})>"
+
+
+# Filled by `nbflow.ops`: what Python's operators and the usual methods of a tensor build.
+TENSOR_METHODS: dict[str, Any] = {}
+
+
+class Tensor:
+    """One output of a node: what will be computed, not a value. Hashes and compares by identity in dicts and sets.
+
+    `==` builds an elementwise comparison, as in numpy; use `is` to ask whether two names mean one tensor.
+    """
+
+    __slots__ = ("index", "node", "spec")
+    # numpy must hand `array + tensor` over to us instead of looping over it.
+    __array_priority__ = 1000
+    __array_ufunc__ = None
+
+    def __init__(self, node: Node, index: int, spec: TensorSpec) -> None:
+        self.node = node
+        self.index = index
+        self.spec = spec
+
+    @property
+    def name(self) -> str:
+        """The node's name; with `:index` for outputs after the first."""
+        return self.node.name if self.index == 0 else f"{self.node.name}:{self.index}"
+
+    @property
+    def shape(self) -> Shape:
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.spec.dtype
+
+    @property
+    def ndim(self) -> int | None:
+        return self.spec.rank
+
+    @property
+    def device(self) -> str:
+        """The device asked for, possibly partial or empty. `nf.placement` tells the actual one."""
+        return str(self.node.device)
+
+    @property
+    def graph(self) -> Graph:
+        return self.node.graph
+
+    def __repr__(self) -> str:
+        return f"<Tensor {self.name} {self.spec} from {self.node.where}>"
+
+    __hash__ = object.__hash__
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"{self.name} is a tensor in a graph and has no truth value yet; "
+            "use nf.cond or nf.where, or nf.run(tensor) for its value"
+        )
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.shape or self.shape[0] is None:
+            raise TypeError(f"cannot iterate over {self!r}: its first dimension is unknown")
+        return (self[i] for i in range(self.shape[0]))
+
+    def __len__(self) -> int:
+        if not self.shape or self.shape[0] is None:
+            raise TypeError(f"{self!r} has no known length")
+        return self.shape[0]
+
+    def __add__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["add"](self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["add"](other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["subtract"](self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["subtract"](other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["multiply"](self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["multiply"](other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["divide"](self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["divide"](other, self)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["floor_divide"](self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["floor_divide"](other, self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["remainder"](self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["remainder"](other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["pow"](self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["pow"](other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["matmul"](self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["matmul"](other, self)
+
+    def __neg__(self) -> Tensor:
+        return TENSOR_METHODS["negative"](self)
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return TENSOR_METHODS["abs"](self)
+
+    def __invert__(self) -> Tensor:
+        return TENSOR_METHODS["bitwise_invert"](self)
+
+    def __and__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_and"](self, other)
+
+    def __rand__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_and"](other, self)
+
+    def __or__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_or"](self, other)
+
+    def __ror__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_or"](other, self)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_xor"](self, other)
+
+    def __rxor__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_xor"](other, self)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["less"](self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["less_equal"](self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["greater"](self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["greater_equal"](self, other)
+
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]  # numpy's meaning, not object's
+        return TENSOR_METHODS["equal"](self, other)
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]  # numpy's meaning, not object's
+        return TENSOR_METHODS["not_equal"](self, other)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return TENSOR_METHODS["getitem"](self, key)
+
+    def sum(self, axis: Any = None, *, keepdims: bool = False, dtype: Any = None) -> Tensor:
+        return TENSOR_METHODS["sum"](self, axis=axis, keepdims=keepdims, dtype=dtype)
+
+    def mean(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
+        return TENSOR_METHODS["mean"](self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
+        return TENSOR_METHODS["max"](self, axis=axis, keepdims=keepdims)
+
+    def min(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
+        return TENSOR_METHODS["min"](self, axis=axis, keepdims=keepdims)
+
+    def argmax(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
+        return TENSOR_METHODS["argmax"](self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        dims = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return TENSOR_METHODS["reshape"](self, dims)
+
+    def astype(self, dtype: Any) -> Tensor:
+        return TENSOR_METHODS["astype"](self, dtype)
+
+    @property
+    def T(self) -> Tensor:  # noqa: N802  # the array API's name
+        return TENSOR_METHODS["matrix_transpose"](self)
+
+
+class ToTensor(Protocol):
+    """Something that stands for a tensor, such as a Variable."""
+
+    def to_tensor(self) -> Tensor: ...
+
+
+class Graph:
+    """Named nodes, in the order they were made, and the scopes under which the next ones are made."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.seed = 0
+        self.version = 0  # grows with every change; what caches compare
+        self.owner = SCRIPT
+        # How often a variable of this name was redefined so that its value could not be kept; part of the key under
+        # which workers hold its state, so an old value can never be taken for a new one. Not part of the digest.
+        self.generations: dict[str, int] = {}
+        # While a cell runs: what it has made so far. `owner.py` merges it, or drops it.
+        self.pending: dict[str, Node] | None = None
+        self._scopes: list[str] = []
+        self._devices: list[DeviceSpec] = []
+        self._controls: list[tuple[Node, ...]] = []
+        self._colocate: list[tuple[str, ...]] = []
+        self._next_number: dict[tuple[str, str], int] = {}
+        self._lock = threading.RLock()
+
+    # --- names ---------------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> Node | None:
+        """The node called `name` as the running cell sees it: its own new ones first."""
+        if self.pending is not None and name in self.pending:
+            return self.pending[name]
+        node = self.nodes.get(name)
+        if node is not None and self.pending is not None and node.owner.id == self.owner.id:
+            return None  # the running cell is about to replace it
+        return node
+
+    def node(self, name: str) -> Node:
+        """The node called `name`. Raises GraphError that lists near names."""
+        found = self.find(name)
+        if found is None:
+            near = sorted(n for n in self.nodes if name.rsplit("/", 1)[-1] in n)[:5]
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            raise GraphError(f"the graph has no node called {name!r}{hint}")
+        return found
+
+    def scoped(self, name: str) -> str:
+        """`name` under the current name scope."""
+        return "/".join([*self._scopes, name])
+
+    def unique(self, name: str) -> str:
+        """`name` under the current scope, numbered (`name.1`) when it, or a scope of that name, exists already."""
+        return self._number(self.scoped(name), scopes=True)
+
+    def _number(self, full: str, *, scopes: bool = False) -> str:
+        key = (self.owner.id, full)
+        number = self._next_number.get(key, 0)
+        while True:
+            candidate = full if number == 0 else f"{full}.{number}"
+            taken = self.find(candidate) is not None or (scopes and self._has_scope(candidate))
+            number += 1
+            if not taken:
+                self._next_number[key] = number
+                return candidate
+
+    def _has_scope(self, scope: str) -> bool:
+        prefix = scope + "/"
+        return any(n.startswith(prefix) and self.find(n) is not None for n in [*self.nodes, *(self.pending or ())])
+
+    def restart_numbers(self) -> None:
+        """Numbers of unnamed ops start again; called when a cell starts to run."""
+        self._next_number.clear()
+
+    # --- making nodes --------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Tensor] = (),
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        control_inputs: Iterable[Node] = (),
+        colocate: Iterable[str] = (),
+        device: str | DeviceSpec | None = None,
+    ) -> Node:
+        """Adds one node under the current scopes.
+
+        `name` is under the current name scope; None takes the op's name, numbered. Raises ShapeError or DTypeError
+        that name the op, its inputs and the place that made them; NameInUseError; GraphError for inputs from another
+        graph or from a cell run that failed.
+        """
+        with self._lock:
+            definition = ops.get(op)
+            line = _user_line()
+            for tensor in inputs:
+                self._check_member(tensor)
+            kept = dict(attrs or {})
+            if name is None:
+                full = self._number(self.scoped(op))
+            else:
+                full = self.scoped(name)
+                self._check_free(full)
+            specs = self._infer(definition, full, inputs, kept, line)
+            controls = dict.fromkeys([*(n for group in self._controls for n in group), *control_inputs])
+            asked = self._devices[-1] if self._devices else DeviceSpec()
+            if device is not None:
+                asked = asked.merge(devices.parse(device))
+            together = dict.fromkeys([*(n for group in self._colocate for n in group), *colocate])
+            node = Node(
+                self,
+                full,
+                op,
+                tuple(inputs),
+                tuple(controls),
+                kept,
+                specs,
+                device=asked,
+                colocate=tuple(together),
+                owner=self.owner,
+                line=line,
+                auto_named=name is None,
+            )
+            if self.pending is not None:
+                self.pending[full] = node
+            else:
+                self.nodes[full] = node
+                self.version += 1
+            return node
+
+    def _infer(
+        self, definition: ops.OpDef, full: str, inputs: Sequence[Tensor], attrs: Attrs, line: int
+    ) -> Sequence[TensorSpec]:
+        try:
+            return definition.infer([t.spec for t in inputs], attrs)
+        except NbflowError as error:
+            made = "; ".join(f"{t.name} is {t.spec} from {t.node.where}" for t in inputs)
+            where = f"{self.owner.label}, line {line}" if line else self.owner.label
+            message = f"{definition.name} {full!r}: {error.message}" + (f" [{made}]" if made else "")
+            raise type(error)(message, where=where) from None
+
+    def _check_member(self, tensor: Tensor) -> None:
+        node = tensor.node
+        if node.graph is not self:
+            raise GraphError(f"{tensor.name} belongs to another graph", where=node.where)
+        here = (self.pending or {}).get(node.name) or self.nodes.get(node.name)
+        if here is not node:
+            raise GraphError(
+                f"{tensor.name} is no longer in the graph: {node.owner.label} ran again, or failed, after making it; "
+                f"run {node.owner.label} again",
+                where=node.where,
+            )
+
+    def _check_free(self, full: str) -> None:
+        if not full or full.startswith("/") or full.endswith("/") or "//" in full or any(c in full for c in ":;^\n\t"):
+            raise GraphError(f"not a name for an op: {full!r}; leave out ':', ';', '^' and empty parts")
+        other = self.find(full)
+        if other is None:
+            return
+        if other.owner.id == self.owner.id:
+            raise NameInUseError(f"the name {full!r} is used twice in {other.owner.label}", where=other.where)
+        raise NameInUseError(
+            f"the name {full!r} is defined by {other.owner.label}; "
+            f"choose another name, or change it there and run {other.owner.label} again",
+            where=other.where,
+        )
+
+    # --- scopes --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[str]:
+        """Names made inside start with `name/`. Yields the full scope. Entering one scope twice is fine."""
+        if not name or name.strip("/") != name or any(c in name for c in ":;^\n\t"):
+            raise GraphError(f"not a name for a scope: {name!r}")
+        self._scopes.append(name)
+        try:
+            yield "/".join(self._scopes)
+        finally:
+            self._scopes.pop()
+
+    @contextmanager
+    def absolute_scope(self, name: str) -> Iterator[str]:
+        """Like `name_scope`, but `name` is counted from the top. Empty for the top itself."""
+        saved = self._scopes
+        self._scopes = [name] if name else []
+        try:
+            yield name
+        finally:
+            self._scopes = saved
+
+    @contextmanager
+    def device(self, spec: str | DeviceSpec | None) -> Iterator[None]:
+        """Nodes made inside ask for `spec`, merged into the surrounding one; None forgets the surrounding one."""
+        outer = self._devices[-1] if self._devices else DeviceSpec()
+        self._devices.append(DeviceSpec() if spec is None else outer.merge(devices.parse(spec)))
+        try:
+            yield
+        finally:
+            self._devices.pop()
+
+    @contextmanager
+    def control_dependencies(self, nodes: Sequence[Node | Tensor | ToTensor] | None) -> Iterator[None]:
+        """Nodes made inside run after `nodes`. None forgets the surrounding ones."""
+        saved = self._controls
+        if nodes is None:
+            self._controls = []
+        else:
+            self._controls = [*saved, tuple(as_node(n) for n in nodes)]
+        try:
+            yield
+        finally:
+            self._controls = saved
+
+    @contextmanager
+    def colocate_with(self, other: Node | Tensor | ToTensor) -> Iterator[None]:
+        """Nodes made inside run on the device of `other`."""
+        self._colocate.append((as_node(other).name,))
+        try:
+            yield
+        finally:
+            self._colocate.pop()
+
+    @contextmanager
+    def as_default(self) -> Iterator[Graph]:
+        """Makes this graph the one that ops go into, in this thread."""
+        stack = _stack()
+        stack.append(self)
+        try:
+            yield self
+        finally:
+            stack.remove(self)
+
+    # --- the whole -----------------------------------------------------------------------------------------------
+
+    def digest(self) -> str:
+        """A SHA-256 hex digest of what the graph computes.
+
+        It covers ops, attributes, edges, requested devices, given names and the seed; not the order of making, the
+        cells, or the numbers of unnamed ops. So running all cells again, in whatever earlier order they were edited,
+        gives the same digest.
+        """
+        memo: dict[str, bytes] = {}
+        for node in topological(self.nodes.values()):
+            memo[node.name] = _node_digest(node, memo)
+        whole = hashlib.sha256(str(self.seed).encode())
+        for part in sorted(memo.values()):
+            whole.update(part)
+        return whole.hexdigest()
+
+    def __repr__(self) -> str:
+        owners = {n.owner.id for n in self.nodes.values()}
+        return f"<Graph of {len(self.nodes)} ops from {len(owners)} cells>"
+
+
+def as_node(value: Node | Tensor | ToTensor) -> Node:
+    """The node behind a node, tensor or variable. Raises GraphError for anything else."""
+    if isinstance(value, Node):
+        return value
+    if isinstance(value, Tensor):
+        return value.node
+    convert = getattr(value, "to_tensor", None)
+    if convert is None:
+        raise GraphError(f"not an op or a tensor: {value!r}")
+    node: Node = convert().node
+    return node
+
+
+def topological(nodes: Iterable[Node]) -> list[Node]:
+    """`nodes` with inputs before consumers, otherwise in the order given (so: stable). Raises GraphError on a cycle."""
+    members = {id(n): n for n in nodes}
+    state: dict[int, int] = {}  # 1: open, 2: done
+    order: list[Node] = []
+    for root in members.values():
+        stack = [(root, False)]
+        while stack:
+            node, leaving = stack.pop()
+            if leaving:
+                state[id(node)] = 2
+                order.append(node)
+                continue
+            seen = state.get(id(node))
+            if seen == 2:
+                continue
+            if seen == 1:
+                raise GraphError(f"the graph has a cycle through {node.name!r}", where=node.where)
+            state[id(node)] = 1
+            stack.append((node, True))
+            before = [t.node for t in node.inputs] + list(node.control_inputs)
+            for other in reversed(before):
+                if id(other) in members and state.get(id(other)) != 2:
+                    if state.get(id(other)) == 1:
+                        raise GraphError(f"the graph has a cycle through {other.name!r}", where=other.where)
+                    stack.append((other, False))
+    return order
+
+
+def ancestors(targets: Iterable[Node], stop: frozenset[str] | set[str] = frozenset()) -> list[Node]:
+    """`targets` and all they depend on, topologically sorted; not looking behind nodes named in `stop`."""
+    found: dict[str, Node] = {}
+    todo = list(targets)
+    while todo:
+        node = todo.pop()
+        if node.name in found:
+            continue
+        found[node.name] = node
+        if node.name not in stop:
+            todo.extend(t.node for t in node.inputs)
+            todo.extend(node.control_inputs)
+    return topological(found[name] for name in sorted(found, key=lambda n: (n not in stop, n)))
+
+
+def _node_digest(node: Node, memo: Mapping[str, bytes]) -> bytes:
+    mark = hashlib.sha256()
+    mark.update(f"{node.op}|{'' if node.auto_named else node.name}|{node.device}|".encode())
+    for key in sorted(node.attrs):
+        mark.update(key.encode() + b"=")
+        _update(mark, node.attrs[key])
+    for tensor in node.inputs:
+        # A stale node still holds inputs that left the graph.
+        mark.update(memo.get(tensor.node.name, b"stale") + str(tensor.index).encode())
+    for part in sorted(memo.get(c.name, b"stale") for c in node.control_inputs):
+        mark.update(b"^" + part)
+    return mark.digest()
+
+
+def _update(mark: Any, value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        mark.update(f"{value.dtype.str}{value.shape}".encode())
+        mark.update(np.ascontiguousarray(value).data)
+    elif isinstance(value, tuple):
+        mark.update(b"(")
+        for item in value:
+            _update(mark, item)
+        mark.update(b")")
+    else:
+        mark.update(f"{type(value).__name__}:{value!r};".encode())
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def _user_line() -> int:
+    """The line, in the user's cell or script, that is building a node; 0 when there is none."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_HERE) and not name.endswith("contextlib.py"):
+            return frame.f_lineno
+        frame = frame.f_back
+    return 0
+
+
+_local = threading.local()
+_default = Graph()
+
+
+def _stack() -> list[Graph]:
+    if not hasattr(_local, "stack"):
+        _local.stack = []
+    stack: list[Graph] = _local.stack
+    return stack
+
+
+def get_graph() -> Graph:
+    """The graph that ops go into: the innermost `as_default()` of this thread, else the process's own."""
+    stack = _stack()
+    return stack[-1] if stack else _default

@@ -1,0 +1,188 @@
+"""The door to a worker: what a driver may ask of it, whether it is this process or a machine far away.
+
+`Transport` is the protocol, `nbflow_workers.client.GrpcTransport` the remote one; `nbflow.testing.check_transport`
+is the conformance suite for both. Values on both sides are the frozen dataclasses of this module and of `plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from nbflow.device import DeviceSpec
+from nbflow.events import Event, Listener
+from nbflow.plan import Bundle
+
+HostArray = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device of a worker. `memory_bytes` and `flops` (per second) are 0 when unknown."""
+
+    spec: DeviceSpec
+    description: str = ""
+    memory_bytes: int = 0
+    flops: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """Who a worker says it is. `incarnation` is new each time the process starts; `pid` is None when unknown."""
+
+    job: str
+    task: int
+    address: str
+    incarnation: str
+    pid: int | None
+    devices: tuple[DeviceInfo, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    allow_python: bool = False
+
+    @property
+    def task_name(self) -> str:
+        """`/job:worker/task:1`."""
+        return f"/job:{self.job}/task:{self.task}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepCommand:
+    """Run one registered bundle once.
+
+    `lane` orders steps: commands of one lane run one after the other on a worker, in the order in which they were
+    sent, and lanes run beside each other. `step_id` is unique in the session and the same on all workers of a step;
+    it is part of every rendezvous key. `number` is what random ops draw with. `deadline_s`: seconds from now after
+    which the step fails with DeadlineExceeded.
+    """
+
+    bundle: str
+    lane: str
+    step_id: str
+    number: int
+    feeds: Mapping[str, HostArray] = field(default_factory=dict)
+    trace: bool = False
+    deadline_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a worker sends back: its share of the fetches, and trace events when asked for."""
+
+    step_id: str
+    fetches: Mapping[str, HostArray]
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSource:
+    """A metric is fetch `fetch` of task `task`."""
+
+    name: str
+    task: str
+    fetch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A training loop, sent to one worker (its leader), which drives all tasks that take part.
+
+    `step` and `report` map task names to bundle ids: `report` is the same step, with the metrics fetched, and runs
+    when the step's number is a multiple of `every`. Steps `first` … `first + steps - 1` run in lane `id`.
+    `replica` names the replica whose loop this is (empty for one loop over all replicas).
+    """
+
+    id: str
+    run: str
+    step: Mapping[str, str]
+    report: Mapping[str, str]
+    metrics: tuple[MetricSource, ...]
+    first: int
+    steps: int
+    every: int
+    stop_on_nan: bool = False
+    replica: str = ""
+
+
+LoopAction = Literal["stop", "pause", "resume"]
+
+
+class Transport(Protocol):
+    """One worker, within one session. Every method is safe from any thread.
+
+    Errors: WorkerLost when the worker cannot be reached, Rejected for what it will not do; the future of a step fails
+    with the step's own error (OpError, Cancelled, DeadlineExceeded, DataError).
+    """
+
+    @property
+    def worker(self) -> WorkerInfo: ...
+
+    def register(self, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
+        """Hands over a bundle; large constants move once per worker, by content. Registering it again does nothing."""
+        ...
+
+    def start(self, command: StepCommand) -> Future[StepResult]:
+        """Queues a step and returns at once."""
+        ...
+
+    def cancel(self, step_id: str, reason: str) -> Future[None]:
+        """Cancels a step; done when the worker has acknowledged that it no longer runs. Unknown steps are fine: a
+        command for a cancelled step that arrives later does not run."""
+        ...
+
+    def drop_state(self, keys: Sequence[str], *, timeout_s: float = 10.0) -> None:
+        """Frees the state under `keys`."""
+        ...
+
+    def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
+        """Makes this worker the leader of a loop. Its Metric and RunState events come to the listeners."""
+        ...
+
+    def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None:
+        """Stops (after the step in flight), pauses or resumes a loop. Unknown loops are ignored."""
+        ...
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener` with each event of this worker; returns the function that ends it."""
+        ...
+
+    def close(self) -> None:
+        """Ends this session on the worker and frees its state. The worker lives on."""
+        ...
+
+
+class Cluster(Protocol):
+    """Workers that a Session can use."""
+
+    @property
+    def id(self) -> str:
+        """Changes whenever the set of workers does: plans made for another id are not used."""
+        ...
+
+    def devices(self) -> Sequence[DeviceInfo]:
+        """All devices, in a fixed order."""
+        ...
+
+    def connect(self, session: str) -> Mapping[str, Transport]:
+        """Opens session `session` on every worker: task name -> transport. Raises WorkerError."""
+        ...
+
+
+class Outbox(Protocol):
+    """Where a worker's executor puts tensors for other tasks: the data plane's sending side."""
+
+    def send(self, task: str, step_id: str, key: str, value: HostArray) -> None:
+        """Sends without waiting for the receiver; `value` may be overwritten as soon as this returns.
+        Raises WorkerLost when `task` cannot be reached."""
+        ...
+
+
+class Inbox(Protocol):
+    """Where a data plane puts what arrives: a worker's executor."""
+
+    def deliver(self, step_id: str, key: str, value: HostArray) -> None:
+        """Gives a tensor to step `step_id`, which may not have started yet, or may be over (then it is dropped)."""
+        ...
