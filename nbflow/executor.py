@@ -1,0 +1,288 @@
+"""Threads around `step`: runs the plans of one session on one worker.
+
+Commands of one lane run one after the other, on the lane's own thread; lanes run beside each other. Nothing else here
+blocks, so cancelling and asking always work. An `Executor` is a complete `Transport`: within a process it is the door
+itself, and a gRPC server only passes messages on to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from nbflow.backends.base import Backend
+from nbflow.errors import Cancelled, NbflowError, Rejected
+from nbflow.events import Emitter, Event, Listener
+from nbflow.loop import LoopControl, run_loop
+from nbflow.plan import Bundle
+from nbflow.program import Program, StepToken
+from nbflow.rendezvous import REMEMBERED, Rendezvous
+from nbflow.state import StateStore
+from nbflow.transport import (
+    HostArray,
+    Loop,
+    LoopAction,
+    Outbox,
+    StepCommand,
+    StepResult,
+    Transport,
+    WorkerInfo,
+)
+
+log = logging.getLogger("nbflow.executor")
+
+# A lane's thread ends after this long without a command; the next command starts another.
+LANE_IDLE_S = 10.0
+# How long `close` waits for a lane or loop whose step was cancelled.
+CLOSE_S = 5.0
+
+
+class _Lane:
+    """One ordered queue of commands and the thread that runs them."""
+
+    def __init__(self, name: str, run: Callable[[StepCommand, Future[StepResult]], None]) -> None:
+        self.name = name
+        self._run = run
+        self._queue: SimpleQueue[tuple[StepCommand, Future[StepResult]] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def put(self, command: StepCommand, future: Future[StepResult]) -> None:
+        with self._lock:
+            self._queue.put((command, future))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name=f"nbflow-lane-{self.name}", daemon=True)
+                self._thread.start()
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                item = self._queue.get(timeout=LANE_IDLE_S)
+            except Empty:
+                with self._lock:
+                    if not self._queue.empty():
+                        continue
+                    self._thread = None
+                    return
+            if item is None:
+                return
+            self._run(*item)
+
+    def close(self, timeout_s: float) -> None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            thread.join(timeout_s)
+
+
+class Executor:
+    """One session on one worker. `peers(task)` gives the leader of a loop the way to another task of the session."""
+
+    def __init__(
+        self,
+        info: WorkerInfo,
+        backends: Mapping[str, Backend],
+        session: str,
+        outbox: Outbox,
+        *,
+        peers: Callable[[str], Transport] | None = None,
+    ) -> None:
+        self._info = info
+        self._backends = backends
+        self._session = session
+        self._outbox = outbox
+        self._peers = peers
+        self._lock = threading.Lock()
+        self._programs: dict[str, tuple[Program, ...]] = {}
+        self._lanes: dict[str, _Lane] = {}
+        self._running: dict[str, tuple[StepToken, Future[None]]] = {}
+        self._cancelled: OrderedDict[str, str] = OrderedDict()
+        self._loops: dict[str, tuple[LoopControl, threading.Thread]] = {}
+        self._closed = False
+        self.state = StateStore()
+        self.rendezvous = Rendezvous()
+        self.events = Emitter()
+
+    # --- Transport ---------------------------------------------------------------------------------------------
+
+    @property
+    def worker(self) -> WorkerInfo:
+        return self._info
+
+    def register(self, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
+        """Prepares the programs of a bundle. Raises Rejected for an op or device this worker does not have."""
+        with self._lock:
+            if bundle.id in self._programs:
+                return
+        programs = tuple(Program.bind(plan, self._backends, self._info.task_name) for plan in bundle.plans)
+        with self._lock:
+            self._programs.setdefault(bundle.id, programs)
+
+    def start(self, command: StepCommand) -> Future[StepResult]:
+        future: Future[StepResult] = Future()
+        with self._lock:
+            if self._closed:
+                future.set_exception(Rejected(f"session {self._session} is closed", worker=self._info.task_name))
+                return future
+            lane = self._lanes.get(command.lane)
+            if lane is None:
+                lane = self._lanes[command.lane] = _Lane(command.lane, self._run_command)
+        lane.put(command, future)
+        return future
+
+    def cancel(self, step_id: str, reason: str) -> Future[None]:
+        done: Future[None] = Future()
+        with self._lock:
+            self._cancelled[step_id] = reason
+            while len(self._cancelled) > REMEMBERED:
+                self._cancelled.popitem(last=False)
+            running = self._running.get(step_id)
+        if running is None:
+            self.rendezvous.end(step_id)
+            done.set_result(None)
+            return done
+        token, ended = running
+        token.error = Cancelled(reason, worker=self._info.task_name)
+        self.rendezvous.abort(step_id, token.error)
+        return ended
+
+    def drop_state(self, keys: Sequence[str], *, timeout_s: float = 10.0) -> None:
+        self.state.drop(keys)
+
+    def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
+        transports = {task: self._peer(task) for task in loop.step}
+        control = LoopControl()
+        thread = threading.Thread(
+            target=run_loop,
+            args=(loop, transports, self.events.emit, control),
+            name=f"nbflow-loop-{loop.id}",
+            daemon=True,
+        )
+        with self._lock:
+            if loop.id in self._loops:
+                raise Rejected(f"loop {loop.id} is already running", worker=self._info.task_name)
+            self._loops[loop.id] = (control, thread)
+        thread.start()
+
+    def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None:
+        with self._lock:
+            found = self._loops.get(loop_id)
+        if found is not None:
+            found[0].apply(action)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        return self.events.add(listener)
+
+    def close(self) -> None:
+        """Cancels what runs, waits for it up to CLOSE_S, and frees the session's state."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            loops = list(self._loops.values())
+            lanes = list(self._lanes.values())
+            running = list(self._running)
+        for control, _ in loops:
+            control.apply("stop")
+        for step_id in running:
+            self.cancel(step_id, "the session was closed")
+        for _, thread in loops:
+            if thread is not threading.current_thread():
+                thread.join(CLOSE_S)
+        for lane in lanes:
+            lane.close(CLOSE_S)
+        self.state.clear()
+
+    # --- Inbox ---------------------------------------------------------------------------------------------------
+
+    def deliver(self, step_id: str, key: str, value: HostArray) -> None:
+        self.rendezvous.deliver(step_id, key, value)
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _peer(self, task: str) -> Transport:
+        if task == self._info.task_name:
+            return self
+        if self._peers is None:
+            raise Rejected(f"this worker cannot reach {task}", worker=self._info.task_name)
+        return self._peers(task)
+
+    def _run_command(self, command: StepCommand, future: Future[StepResult]) -> None:
+        ended: Future[None] = Future()
+        token = StepToken(command.step_id, command.number, time.monotonic() + command.deadline_s, command.trace)
+        with self._lock:
+            reason = self._cancelled.get(command.step_id)
+            programs = self._programs.get(command.bundle)
+            if reason is None and programs is not None:
+                self._running[command.step_id] = (token, ended)
+        try:
+            if reason is not None:
+                raise Cancelled(reason, worker=self._info.task_name)
+            if programs is None:
+                raise Rejected(f"bundle {command.bundle} is not registered here", worker=self._info.task_name)
+            result = self._run_programs(programs, command, token)
+        except Exception as error:  # noqa: BLE001  # whatever a step raises belongs to whoever asked for it
+            outcome: StepResult | Exception = error
+        else:
+            outcome = result
+        finally:
+            # Freed before the future fires, so that "the step is over" also means "nothing of it is left".
+            self.rendezvous.end(command.step_id)
+            with self._lock:
+                self._running.pop(command.step_id, None)
+            ended.set_result(None)
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    def _run_programs(self, programs: Sequence[Program], command: StepCommand, token: StepToken) -> StepResult:
+        fetches: dict[str, HostArray] = {}
+        events: list[Event] = []
+        if len(programs) == 1:
+            fetches.update(self._run_program(programs[0], command, token, events))
+            return StepResult(command.step_id, fetches, tuple(events))
+        results: SimpleQueue[dict[str, HostArray] | Exception] = SimpleQueue()
+
+        def run(program: Program) -> None:
+            try:
+                results.put(self._run_program(program, command, token, events))
+            except Exception as error:  # noqa: BLE001  # handed to the thread that waits for it
+                results.put(error)
+
+        threads = [threading.Thread(target=run, args=(p,), name=f"nbflow-{p.device}", daemon=True) for p in programs]
+        for thread in threads:
+            thread.start()
+        errors: list[Exception] = []
+        for _ in threads:
+            result = results.get(timeout=max(1.0, token.deadline - time.monotonic() + CLOSE_S))
+            if isinstance(result, Exception):
+                errors.append(result)
+            else:
+                fetches.update(result)
+        if errors:
+            raise next((e for e in errors if not isinstance(e, Cancelled)), errors[0])
+        return StepResult(command.step_id, fetches, tuple(events))
+
+    def _run_program(
+        self, program: Program, command: StepCommand, token: StepToken, events: list[Event]
+    ) -> dict[str, HostArray]:
+        try:
+            return program.run(command.feeds, token, self.state, self.rendezvous, self._send, events)
+        except Exception as error:
+            token.error = token.error or (error if isinstance(error, NbflowError) else Cancelled(str(error)))
+            self.rendezvous.abort(command.step_id, token.error)
+            raise
+
+    def _send(self, step_id: str, key: str, destination_task: str, value: Any) -> None:
+        if destination_task == self._info.task_name:
+            self.rendezvous.deliver(step_id, key, value.copy())
+        else:
+            self._outbox.send(destination_task, step_id, key, value)

@@ -1,0 +1,142 @@
+"""The training loop. It runs on a worker, its leader, and drives all tasks that take part, without the notebook."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from nbflow.driver import Driver, Pending
+from nbflow.errors import Cancelled, EndOfData
+from nbflow.events import Event, Metric, RunState
+from nbflow.transport import HostArray, Loop, LoopAction, Transport
+
+# Steps sent ahead of the one that is waited for: hides the command's latency behind the work of the steps before it.
+AHEAD = 4
+# A running loop says where it is this often.
+STATE_EVERY_S = 0.2
+
+
+class LoopControl:
+    """What others ask of a running loop. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._stop = False
+        self._paused = False
+
+    def apply(self, action: LoopAction) -> None:
+        """Asks the loop to stop, pause or resume."""
+        with self._wake:
+            self._stop = self._stop or action == "stop"
+            self._paused = action == "pause" if action != "stop" else self._paused
+            self._wake.notify_all()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop
+
+    @property
+    def paused(self) -> bool:
+        return self._paused and not self._stop
+
+    def wait_while_paused(self, timeout_s: float) -> None:
+        """Returns when the loop is no longer paused, or after `timeout_s`."""
+        with self._wake:
+            self._wake.wait_for(lambda: not self.paused, timeout_s)
+
+
+def run_loop(
+    loop: Loop, transports: Mapping[str, Transport], emit: Callable[[Event], None], control: LoopControl
+) -> None:
+    """Runs `loop` to its end, emitting Metric and RunState events. Never raises: a failure is the last RunState."""
+    _Runner(loop, Driver(transports, loop.id), emit, control).run()
+
+
+class _Runner:
+    def __init__(self, loop: Loop, driver: Driver, emit: Callable[[Event], None], control: LoopControl) -> None:
+        self.loop = loop
+        self.driver = driver
+        self.emit = emit
+        self.control = control
+        self.flying: deque[Pending] = deque()
+        self.last_done = loop.first - 1
+        self._said = 0.0
+
+    def run(self) -> None:
+        try:
+            self._say("running")
+            detail = self._steps()
+        except EndOfData as error:
+            self._drain()
+            self._say("done", f"the data ended after step {self.last_done}: {error.message}")
+        except Exception as error:  # noqa: BLE001  # the loop's thread is the top of the stack: everything is reported
+            self._drain()
+            if isinstance(error, Cancelled) and self.control.stopped:
+                self._say("stopped")
+            else:
+                self._say("failed", f"{type(error).__name__}: {error}")
+        else:
+            self._say("stopped" if self.control.stopped else "done", detail)
+
+    def _steps(self) -> str:
+        loop = self.loop
+        last = loop.first + loop.steps - 1
+        number = loop.first
+        while number <= last or self.flying:
+            if self.control.paused and not self.flying:
+                self._say("paused")
+                while self.control.paused:
+                    self.control.wait_while_paused(STATE_EVERY_S)
+                self._say("running")
+            halted = self.control.stopped or self.control.paused
+            if number <= last and not halted and len(self.flying) < AHEAD:
+                report = number % loop.every == 0 or number == last
+                self.flying.append(self.driver.start(loop.report if report else loop.step, number))
+                number += 1
+                continue
+            if not self.flying:
+                if self.control.stopped:
+                    return ""
+                continue
+            stop = self._finish(self.flying.popleft(), last)
+            if stop:
+                return stop
+        return ""
+
+    def _finish(self, pending: Pending, last: int) -> str:
+        fetches, _ = pending.wait()
+        self.last_done = pending.number
+        now = time.time()
+        bad = ""
+        if pending.number % self.loop.every == 0 or pending.number == last:
+            bad = self._report(fetches, pending.number, now)
+        if time.monotonic() - self._said > STATE_EVERY_S:
+            self._say("running")
+        if bad and self.loop.stop_on_nan:
+            self.control.apply("stop")
+            self._drain()
+            return bad
+        return ""
+
+    def _report(self, fetches: Mapping[str, HostArray], number: int, now: float) -> str:
+        bad = ""
+        for metric in self.loop.metrics:
+            value = float(fetches[metric.fetch])
+            self.emit(Metric(self.loop.run, metric.name, number, value, now, self.loop.replica))
+            if not math.isfinite(value):
+                bad = f"{metric.name} is {value} at step {number}"
+        return bad
+
+    def _drain(self) -> None:
+        """Waits for the steps in flight; their errors follow from the one that is being reported."""
+        while self.flying:
+            pending = self.flying.popleft()
+            pending.cancel("the loop ended")
+
+    def _say(self, status: str, detail: str = "") -> None:
+        self._said = time.monotonic()
+        steps = self.loop.first + self.loop.steps - 1
+        self.emit(RunState(self.loop.run, status, self.last_done, steps, time.time(), detail))

@@ -1,0 +1,347 @@
+"""A plan bound to a backend, ready to run: what `executor` calls for each step."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from nbflow import device as devices
+from nbflow import op as ops
+from nbflow.backends.base import Backend, Context
+from nbflow.errors import (
+    Cancelled,
+    DataError,
+    DeadlineExceeded,
+    GraphError,
+    NbflowError,
+    OpError,
+    Rejected,
+    RunError,
+    ShapeError,
+)
+from nbflow.events import Event, NodeFinished, TensorMoved
+from nbflow.plan import Instruction, Plan
+from nbflow.rendezvous import Arrival, Rendezvous
+from nbflow.spec import spec_of
+from nbflow.state import Cell, StateStore
+from nbflow.step import StepMachine, Wiring
+from nbflow.transport import HostArray
+
+# (step id, key, destination task, host value)
+Send = Callable[[str, str, str, HostArray], None]
+
+
+class StepToken:
+    """What a running step looks at: its identity, its deadline, and the error that cancels it."""
+
+    __slots__ = ("deadline", "error", "number", "step_id", "trace")
+
+    def __init__(self, step_id: str, number: int, deadline: float, trace: bool = False) -> None:
+        self.step_id = step_id
+        self.number = number
+        self.deadline = deadline
+        self.trace = trace
+        self.error: NbflowError | None = None
+
+    def check(self) -> None:
+        """Raises what cancelled the step, or DeadlineExceeded."""
+        if self.error is not None:
+            raise self.error
+        if time.monotonic() > self.deadline:
+            raise DeadlineExceeded("the step ran past its deadline")
+
+
+@dataclass(slots=True)
+class _Run:
+    """One step of one program."""
+
+    slots: list[Any]
+    buffers: list[Any]
+    token: StepToken
+    state: StateStore
+    rendezvous: Rendezvous
+    send: Send
+    events: list[Event]
+    arrivals: SimpleQueue[Arrival] = field(default_factory=SimpleQueue)
+    # From when this program waited for what has not arrived yet; only for traces.
+    waiting_since: float = 0.0
+
+
+Runner = Callable[[_Run], None]
+
+
+class Program:
+    """A bound plan. `run` may be called from several threads at once: each run has its own slots and buffers."""
+
+    def __init__(self, plan: Plan, backend: Backend, task: str) -> None:
+        self.plan = plan
+        self.device = plan.device
+        self.task = task
+        self._backend = backend
+        self._wiring = Wiring.of(plan)
+        self._recvs = {str(i.attrs["key"]): n for n, i in enumerate(plan.instructions) if i.op == "recv"}
+        self._runners = tuple(self._bind(i) for i in plan.instructions)
+        self._frees = tuple(i.frees for i in plan.instructions)
+        self._blank = [None] * plan.slots
+        for constant in plan.constants:
+            value = constant.value
+            self._blank[constant.slot] = backend.asarray(value)
+        self._frames: list[list[Any]] = []  # buffers of finished runs, for the next ones
+
+    @staticmethod
+    def bind(plan: Plan, backends: Mapping[str, Backend], task: str) -> Program:
+        """Raises Rejected when the plan asks for a device or op that is not here."""
+        spec = devices.parse(plan.device)
+        backend = backends.get(spec.type or "cpu")
+        if backend is None:
+            raise Rejected(f"{task} has no {spec.type} device", worker=task)
+        try:
+            return Program(plan, backend, task)
+        except GraphError as error:
+            raise Rejected(error.message, worker=task) from error
+
+    def run(
+        self,
+        feeds: Mapping[str, HostArray],
+        token: StepToken,
+        state: StateStore,
+        rendezvous: Rendezvous,
+        send: Send,
+        events: list[Event],
+    ) -> dict[str, HostArray]:
+        """Runs one step and returns the fetches as host arrays that nothing overwrites later."""
+        buffers = self._frames.pop() if self._frames else self._new_buffers()
+        run = _Run(self._blank.copy(), buffers, token, state, rendezvous, send, events)
+        self._feed(run, feeds)
+        if self._recvs:
+            self._run_machine(run)
+        else:
+            self._run_straight(run)
+        fetches: dict[str, HostArray] = {}
+        for fetch in self.plan.fetches:
+            value = np.asarray(self._backend.to_host(run.slots[fetch.slot]))
+            fetches[fetch.name] = value.copy() if fetch.copy else value
+        self._backend.synchronize()
+        self._frames.append(buffers)
+        return fetches
+
+    def _new_buffers(self) -> list[Any]:
+        # Every spec of a buffer is static: compile gives buffers to no others.
+        return [self._backend.empty(tuple(d or 0 for d in b.shape or ()), b.dtype) for b in self.plan.buffers]
+
+    def _feed(self, run: _Run, feeds: Mapping[str, HostArray]) -> None:
+        for feed in self.plan.feeds:
+            if feed.name not in feeds:
+                raise RunError(f"no value was fed for {feed.name}", op=feed.name, worker=self.task)
+            value = feeds[feed.name]
+            if not feed.spec.accepts(spec_of(value)):
+                raise ShapeError(f"{feed.name} is {feed.spec}, but was fed {spec_of(value)}")
+            run.slots[feed.slot] = self._backend.asarray(value)
+
+    def _run_straight(self, run: _Run) -> None:
+        slots, token = run.slots, run.token
+        index = 0
+        try:
+            for index, runner in enumerate(self._runners):
+                if token.error is not None:
+                    raise token.error
+                runner(run)
+                for slot in self._frees[index]:
+                    slots[slot] = None
+        except Exception as error:
+            raise self._explain(error, self.plan.instructions[index]) from error
+
+    def _run_machine(self, run: _Run) -> None:
+        machine = StepMachine(self._wiring)
+        run.rendezvous.subscribe(run.token.step_id, self._recvs, run.arrivals)
+        arrived: dict[int, Any] = {}
+        slots, token = run.slots, run.token
+        run.waiting_since = time.monotonic()
+        parked: set[int] = set()  # recvs whose turn came before their tensor
+        while not machine.is_done:
+            index = machine.take()
+            if index is None:
+                self._wait(run, arrived, parked)
+                index = next((i for i in parked if i in arrived), None)
+                if index is None:
+                    continue
+            instruction = self.plan.instructions[index]
+            if token.error is not None:
+                raise self._explain(token.error, instruction) from token.error
+            if instruction.op == "recv":
+                if index not in arrived:
+                    self._drain(run, arrived)
+                if index not in arrived:
+                    parked.add(index)
+                    continue
+                parked.discard(index)
+                slots[instruction.outputs[0]] = self._backend.asarray(arrived.pop(index))
+            else:
+                try:
+                    self._runners[index](run)
+                except Exception as error:
+                    raise self._explain(error, instruction) from error
+            for slot in machine.complete(index):
+                slots[slot] = None
+
+    def _drain(self, run: _Run, arrived: dict[int, Any]) -> None:
+        while True:
+            try:
+                item = run.arrivals.get_nowait()
+            except Empty:
+                return
+            self._accept(run, item, arrived)
+
+    def _wait(self, run: _Run, arrived: dict[int, Any], parked: set[int]) -> None:
+        left = run.token.deadline - time.monotonic()
+        try:
+            item = run.arrivals.get(timeout=max(left, 0.001))
+        except Empty:
+            waited = [self.plan.instructions[i] for i in sorted(parked)]
+            names = ", ".join(f"{i.node} from {i.attrs['source']}" for i in waited) or "nothing"
+            raise DeadlineExceeded(
+                f"{self.task} waited for {names} until the step's deadline", device=self.device, worker=self.task
+            ) from None
+        self._accept(run, item, arrived)
+
+    def _accept(self, run: _Run, item: Arrival, arrived: dict[int, Any]) -> None:
+        key, value = item
+        if key == "":
+            raise value
+        index = self._recvs[key]
+        arrived[index] = value
+        if run.token.trace:
+            now = time.monotonic()
+            source = str(self.plan.instructions[index].attrs["source"])
+            moved = TensorMoved(key, source, self.device, value.nbytes, run.waiting_since, now - run.waiting_since)
+            run.events.append(moved)
+
+    # --- binding -------------------------------------------------------------------------------------------------
+
+    def _bind(self, instruction: Instruction) -> Runner:
+        runner = self._bind_untimed(instruction)
+        node, device = instruction.node, self.device
+
+        def timed(run: _Run) -> None:
+            if not run.token.trace:
+                runner(run)
+                return
+            start = time.monotonic()
+            runner(run)
+            self._backend.synchronize()
+            value = run.slots[instruction.outputs[0]] if instruction.outputs else None
+            nbytes = int(getattr(value, "nbytes", 0))
+            run.events.append(NodeFinished(node, device, start, time.monotonic() - start, nbytes))
+
+        return timed
+
+    def _bind_untimed(self, instruction: Instruction) -> Runner:
+        inputs, outputs = instruction.inputs, instruction.outputs
+        if instruction.op == "send":
+            return self._bind_send(instruction)
+        if instruction.op == "recv":
+            return _nothing  # the machine fills its slot
+        if instruction.op == "copy":
+            source, target = inputs[0], outputs[0]
+
+            def copy(run: _Run) -> None:
+                run.slots[target] = run.slots[source].copy()
+
+            return copy
+        function = self._backend.table.get(instruction.op)
+        if function is None:
+            raise GraphError(f"{self.device} has no implementation of op {instruction.op!r}")
+        definition = ops.get(instruction.op)
+        if definition.stateful:
+            return self._bind_stateful(instruction, function)
+        if instruction.attrs:
+            function = functools.partial(function, **instruction.attrs)
+        buffer = instruction.buffer
+        if len(outputs) != 1:
+
+            def many(run: _Run) -> None:
+                slots = run.slots
+                values = function(*[slots[i] for i in inputs])
+                for slot, value in zip(outputs, values or (), strict=True):
+                    slots[slot] = value
+
+            return many
+        output = outputs[0]
+        if buffer >= 0:
+
+            def into(run: _Run) -> None:
+                slots = run.slots
+                slots[output] = function(*[slots[i] for i in inputs], out=run.buffers[buffer])
+
+            return into
+
+        def one(run: _Run) -> None:
+            slots = run.slots
+            slots[output] = function(*[slots[i] for i in inputs])
+
+        return one
+
+    def _bind_stateful(self, instruction: Instruction, function: Callable[..., Any]) -> Runner:
+        inputs, outputs = instruction.inputs, instruction.outputs
+        attrs, key, seed = dict(instruction.attrs), instruction.key, self.plan.seed
+
+        def stateful(run: _Run) -> None:
+            slots = run.slots
+            context = Context(key, seed, run.token.number, run.state, run.token.check)
+            values = [slots[i] for i in inputs]
+            cell = values[0] if values and isinstance(values[0], Cell) else None
+            if cell is None:
+                result = function(context, *values, **attrs)
+            else:
+                # Two lanes (asynchronous replicas) may update one variable; each update is whole.
+                with cell.lock:
+                    result = function(context, *values, **attrs)
+            if len(outputs) == 1:
+                slots[outputs[0]] = result
+            else:
+                for slot, value in zip(outputs, result or (), strict=True):
+                    slots[slot] = value
+
+        return stateful
+
+    def _bind_send(self, instruction: Instruction) -> Runner:
+        key = str(instruction.attrs["key"])
+        task = devices.parse(str(instruction.attrs["destination"])).task_name
+        source = instruction.inputs[0] if instruction.inputs else -1
+        token_value = np.empty(0, np.uint8)  # a control edge: something must arrive, nothing need be in it
+
+        def send(run: _Run) -> None:
+            value = token_value if source < 0 else np.asarray(self._backend.to_host(run.slots[source]))
+            run.send(run.token.step_id, key, task, value)
+
+        return send
+
+    def _explain(self, error: Exception, instruction: Instruction) -> Exception:
+        """The error as the user should see it: with op, device, worker, cell and line."""
+        if isinstance(error, (Cancelled, DeadlineExceeded)):
+            error.device, error.worker = error.device or self.device, error.worker or self.task
+            return error
+        if isinstance(error, DataError):
+            error.where = error.where or instruction.where
+            return error
+        if isinstance(error, NbflowError) and not isinstance(error, RunError):
+            message = error.message
+        else:
+            message = f"{type(error).__name__}: {error}" if not isinstance(error, RunError) else error.message
+        return OpError(
+            f"{instruction.op} {instruction.node!r} on {self.device} failed: {message}",
+            where=instruction.where,
+            op=instruction.node,
+            device=self.device,
+            worker=self.task,
+        )
+
+
+def _nothing(run: _Run) -> None:
+    """A recv: its value is put in place when it arrives."""

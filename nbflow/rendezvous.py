@@ -1,0 +1,87 @@
+"""Tensors in flight on one worker: what arrived before it was wanted, and who waits for what.
+
+Keys are (step id, key). Abadi et al., "TensorFlow: Large-Scale Machine Learning on Heterogeneous Distributed Systems"
+(2015), section 3.2.2, has the idea; here the producer pushes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+# How many ended steps are remembered, so that a tensor arriving late is dropped instead of kept for ever. Late means
+# within the pipelining depth of the lanes, which is far below this.
+REMEMBERED = 4096
+
+Arrival = tuple[str, Any]  # (key, value), or ("", exception) when the step was aborted
+
+
+@dataclass(slots=True)
+class _Step:
+    values: dict[str, Any] = field(default_factory=dict)
+    waiting: dict[str, SimpleQueue[Arrival]] = field(default_factory=dict)
+    error: BaseException | None = None
+
+
+class Rendezvous:
+    """A mailbox per step. Safe from any thread; nothing here waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._steps: dict[str, _Step] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    def deliver(self, step_id: str, key: str, value: Any) -> None:
+        """Takes what arrived; dropped when the step is over."""
+        with self._lock:
+            if step_id in self._ended:
+                return
+            step = self._steps.setdefault(step_id, _Step())
+            queue = step.waiting.pop(key, None)
+            if queue is None:
+                step.values[key] = value
+                return
+        queue.put((key, value))
+
+    def subscribe(self, step_id: str, keys: Iterable[str], queue: SimpleQueue[Arrival]) -> None:
+        """Puts each of `keys` into `queue` when it is here, once; an abort puts ("", error)."""
+        with self._lock:
+            step = self._steps.setdefault(step_id, _Step())
+            if step.error is not None:
+                queue.put(("", step.error))
+                return
+            for key in keys:
+                if key in step.values:
+                    queue.put((key, step.values.pop(key)))
+                else:
+                    step.waiting[key] = queue
+
+    def abort(self, step_id: str, error: BaseException) -> None:
+        """Tells everyone who waits in this step, now or later, that it failed."""
+        with self._lock:
+            if step_id in self._ended:
+                return
+            step = self._steps.setdefault(step_id, _Step())
+            step.error = error
+            queues = {id(q): q for q in step.waiting.values()}
+            step.values.clear()
+            step.waiting.clear()
+        for queue in queues.values():
+            queue.put(("", error))
+
+    def end(self, step_id: str) -> None:
+        """Forgets the step; later arrivals for it are dropped."""
+        with self._lock:
+            self._steps.pop(step_id, None)
+            self._ended[step_id] = None
+            while len(self._ended) > REMEMBERED:
+                self._ended.popitem(last=False)
+
+    def in_flight(self) -> int:
+        """How many tensors wait to be taken. Zero between steps."""
+        with self._lock:
+            return sum(len(s.values) for s in self._steps.values())
