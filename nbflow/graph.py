@@ -108,6 +108,9 @@ class Node:
 # Filled by `nbflow.ops`: what Python's operators and the usual methods of a tensor build.
 TENSOR_METHODS: dict[str, Any] = {}
 
+# Filled by `nbflow.codec`, which stands above: `encode` and `decode` of `to_proto` and `from_proto`.
+PROTO: dict[str, Any] = {}
+
 
 class Tensor:
     """One output of a node: what will be computed, not a value. Hashes and compares by identity in dicts and sets.
@@ -310,7 +313,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.seed = 0
-        self.version = 0  # grows with every change; what caches compare
+        self.version = 0  # grows when existing nodes change (a cell ran again), not when nodes are added
         self.owner = SCRIPT
         # How often a variable of this name was redefined so that its value could not be kept; part of the key under
         # which workers hold its state, so an old value can never be taken for a new one. Not part of the digest.
@@ -425,7 +428,6 @@ class Graph:
                 self.pending[full] = node
             else:
                 self.nodes[full] = node
-                self.version += 1
             return node
 
     def _infer(
@@ -546,6 +548,16 @@ class Graph:
         for part in sorted(memo.values()):
             whole.update(part)
         return whole.hexdigest()
+
+    def to_proto(self) -> Any:
+        """The graph as a protobuf message (`nbflow.wire.v1.GraphDef`). Raises StaleError."""
+        return PROTO["encode"](self)
+
+    @classmethod
+    def from_proto(cls, message: Any) -> Graph:
+        """A graph from `to_proto()` or its bytes. Raises Rejected for a damaged one."""
+        made: Graph = PROTO["decode"](message)
+        return made
 
     def __repr__(self) -> str:
         owners = {n.owner.id for n in self.nodes.values()}

@@ -167,9 +167,9 @@ class Program:
         while not machine.is_done:
             index = machine.take()
             if index is None:
-                self._wait(run, arrived, parked)
                 index = next((i for i in parked if i in arrived), None)
                 if index is None:
+                    self._wait(run, arrived, parked)
                     continue
             instruction = self.plan.instructions[index]
             if token.error is not None:

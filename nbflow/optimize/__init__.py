@@ -1,0 +1,5 @@
+"""Passes over a graph, one a file, each `Graph -> Graph`. They work on copies: the user's graph is never changed."""
+
+from nbflow.optimize.prune import Pruned, prune
+
+__all__ = ["Pruned", "prune"]
