@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -106,7 +106,7 @@ class Node:
 
 
 # Filled by `nbflow.ops`: what Python's operators and the usual methods of a tensor build.
-TENSOR_METHODS: dict[str, Any] = {}
+TENSOR_METHODS: dict[str, Callable[..., Tensor]] = {}
 
 # Filled by `nbflow.codec`, which stands above: `encode` and `decode` of `to_proto` and `from_proto`.
 PROTO: dict[str, Any] = {}
@@ -318,8 +318,14 @@ class Graph:
         # How often a variable of this name was redefined so that its value could not be kept; part of the key under
         # which workers hold its state, so an old value can never be taken for a new one. Not part of the digest.
         self.generations: dict[str, int] = {}
-        # While a cell runs: what it has made so far. `owner.py` merges it, or drops it.
+        # The highest generation dealt so far, where it is not the current one: a cell's failed run gives its own back.
+        self._newest: dict[str, int] = {}
+        # While a cell runs: what it has made so far, and who wants to know. `owner.py` merges it, or drops it.
         self.pending: dict[str, Node] | None = None
+        self.on_add: Callable[[Node], None] | None = None
+        # Cell id -> the nodes of other cells whose op, attributes and edges its own ops were derived from (`read`).
+        self.reads: dict[str, dict[str, Node]] = {}
+        self.pending_reads: dict[str, Node] = {}
         self._scopes: list[str] = []
         self._devices: list[DeviceSpec] = []
         self._controls: list[tuple[Node, ...]] = []
@@ -373,6 +379,11 @@ class Graph:
     def restart_numbers(self) -> None:
         """Numbers of unnamed ops start again; called when a cell starts to run."""
         self._next_number.clear()
+
+    def renew(self, name: str) -> None:
+        """State kept under `name` starts anew: a generation that was never used."""
+        self._newest[name] = max(self._newest.get(name, 0), self.generations.get(name, 0)) + 1
+        self.generations[name] = self._newest[name]
 
     # --- making nodes --------------------------------------------------------------------------------------------
 
@@ -450,6 +461,12 @@ class Graph:
             raise GraphError(
                 f"{tensor.name} is no longer in the graph: {node.owner.label} ran again, or failed, after making it; "
                 f"run {node.owner.label} again",
+                where=node.where,
+            )
+        if self.pending is not None and node.owner.id == self.owner.id and node.name not in self.pending:
+            raise GraphError(
+                f"{tensor.name} was made when {node.owner.label} ran before, and this run replaces it; "
+                "make it anew in this cell, or run the cell before it again",
                 where=node.where,
             )
 

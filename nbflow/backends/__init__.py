@@ -1,0 +1,1 @@
+"""Implementations of the ops, a folder a backend; `base` says what a backend is."""

@@ -1,0 +1,83 @@
+"""The CPU backend. Its table is the union of the families' tables, one module a family as in `nbflow.ops`.
+
+Implementations may return a numpy scalar where the result has no dimensions, as numpy's own functions do. They do not
+silence floating point warnings: whoever runs them sets `numpy.errstate` once around a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from nbflow.backends.base import Implementation, Table
+from nbflow.backends.numpy import (
+    conv,
+    creation,
+    data,
+    elementwise,
+    indexing,
+    linalg,
+    manipulation,
+    nn,
+    random,
+    reduction,
+    shape,
+    state,
+)
+from nbflow.errors import GraphError
+
+FAMILIES = (
+    shape,
+    creation,
+    elementwise,
+    manipulation,
+    indexing,
+    reduction,
+    linalg,
+    nn,
+    conv,
+    random,
+    state,
+    data,
+)
+
+
+def merge(tables: Sequence[Table]) -> Mapping[str, Implementation]:
+    """One read-only table. Raises GraphError when two families implement one op."""
+    whole: dict[str, Implementation] = {}
+    for table in tables:
+        twice = sorted(set(whole) & set(table))
+        if twice:
+            raise GraphError(f"op {twice[0]!r} has implementations in two families")
+        whole.update(table)
+    return MappingProxyType(whole)
+
+
+TABLE = merge([family.TABLE for family in FAMILIES])
+
+
+class NumpyBackend:
+    """See `nbflow.backends.base.Backend`."""
+
+    @property
+    def type(self) -> str:
+        return "cpu"
+
+    @property
+    def table(self) -> Mapping[str, Implementation]:
+        return TABLE
+
+    def asarray(self, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(value)
+
+    def to_host(self, value: Any) -> np.ndarray[Any, Any]:
+        return np.asarray(value)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        return np.empty(shape, dtype)
+
+    def synchronize(self) -> None:
+        """numpy is done when it returns."""

@@ -1,0 +1,7 @@
+"""numpy: linalg."""
+
+from __future__ import annotations
+
+from nbflow.backends.base import Table
+
+TABLE = Table()
