@@ -439,7 +439,18 @@ class Graph:
                 self.pending[full] = node
             else:
                 self.nodes[full] = node
+            if self.on_add is not None:
+                self.on_add(node)
             return node
+
+    def read(self, nodes: Iterable[Node]) -> None:
+        """Says that the running cell makes ops by reading `nodes` (their gradients, their copies).
+
+        Consuming a tensor survives a change of what computes it; having read how it is computed does not. So when
+        a cell changes one of `nodes`, the cell that read it is stale as a whole.
+        """
+        sources = self.reads.setdefault(self.owner.id, {}) if self.pending is None else self.pending_reads
+        sources.update((n.name, n) for n in nodes if n.owner.id != self.owner.id)
 
     def _infer(
         self, definition: ops.OpDef, full: str, inputs: Sequence[Tensor], attrs: Attrs, line: int

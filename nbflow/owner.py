@@ -8,25 +8,40 @@ consumed a replaced tensor are *rebound* to the new one when that is safe, and *
     has a name the user gave                                  the new tensor of that name
     was bound to a Python variable (`loss = ...`)             what that variable is bound to now
     has neither, and the cell made the same ops as before     the new tensor of the same automatic name
-    otherwise, or when shape or dtype changed                 nothing: it is stale, and running it is an error
+    otherwise, when shape or dtype changed,                   nothing: it is stale, and running it is an error
+    or when rebinding would close a circle
 
-Variables (the graph's, not Python's) whose name, shape and dtype are unchanged keep their value.
+Ops that were made by reading other ops (gradients, replicas) are worth only as much as what was read: when one of
+those changed, all ops of the cell that read them are stale (`Graph.reads`).
+
+State (the values of variables, the position of iterators) lives on workers under a node's name and its *generation*.
+A variable whose name, shape and dtype are unchanged keeps its generation, and with it its value; one without a given
+name does so when the cell made the same ops before it. All other state of a re-run cell starts anew. Generations are
+dealt while the cell runs, since the cell may run what it builds, and are never used twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Owner, Tensor
 
-__all__ = ["Change", "Owner", "Transaction", "begin", "delete", "stale_owners"]
+__all__ = ["Change", "Owner", "Transaction", "begin", "delete", "reset", "stale_owners"]
+
+Key = tuple[str, int]  # a tensor: its node's name, its index
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a cell's run did to the graph. Names of nodes, sorted; `stale` and `rebound` are in other cells."""
+    """What a cell's run did to the graph. Names of nodes, sorted; `stale` and `rebound` are in other cells.
+
+    `dropped_state`: keys (`name:generation`) of state that no op can reach any more, for workers to free.
+    """
 
     owner: Owner
     added: tuple[str, ...] = ()
@@ -35,9 +50,11 @@ class Change:
     unchanged: tuple[str, ...] = ()
     rebound: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
     kept_variables: tuple[str, ...] = ()
     reset_variables: tuple[str, ...] = ()
-    stale_cells: tuple[Owner, ...] = field(default=())
+    stale_cells: tuple[Owner, ...] = ()
+    dropped_state: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -52,17 +69,66 @@ class Transaction:
             raise GraphError(f"{graph.owner.label} is still running; cells run one at a time")
         self.graph = graph
         self.owner = owner
-        self.reinit = reinit
-        self._before = graph.owner
+        self.old = {n.name: n for n in graph.nodes.values() if n.owner.id == owner.id}
+        self._reinit = reinit
+        self._outer = graph.owner
+        self._renewed: dict[str, int] = {}  # of state that started anew in this run: what they were before
+        self._old_order = [(n.name, n.op) for n in self.old.values()]
+        self._same_so_far = True
         graph.owner = owner
         graph.pending = {}
+        graph.pending_reads = {}
+        graph.on_add = self._added
         graph.restart_numbers()
 
-    def rollback(self) -> None:
-        """Drops what the cell built; the graph is as before."""
-        self.graph.pending = None
-        self.graph.owner = self._before
-        self.graph.restart_numbers()
+    @property
+    def made(self) -> Mapping[str, Node]:
+        """What the cell has built so far."""
+        return self.graph.pending or {}
+
+    def _added(self, node: Node) -> None:
+        """Deals the generation of new state, before the cell can run it."""
+        position = len(self.made) - 1
+        expected = self._old_order[position] if position < len(self._old_order) else None
+        self._same_so_far = self._same_so_far and expected == (node.name, node.op)
+        if position == 0 and self.old:
+            self.graph.version += 1  # from here on, names may mean other nodes than before
+        old = self.old.get(node.name)
+        if old is None or not (_holds_state(old) or _holds_state(node)):
+            return
+        if self._reinit or not _keeps_value(old, node) or (node.auto_named and not self._same_so_far):
+            self._renewed[node.name] = self.graph.generations.get(node.name, 0)
+            self.graph.renew(node.name)
+
+    def _close(self) -> tuple[dict[str, Node], dict[str, Node]]:
+        graph = self.graph
+        if graph.pending is None or graph.on_add != self._added:
+            raise GraphError(f"the run of {self.owner.label} is over already")
+        new, reads = graph.pending, graph.pending_reads
+        graph.pending = None
+        graph.pending_reads = {}
+        graph.on_add = None
+        graph.owner = self._outer
+        graph.restart_numbers()
+        return new, reads
+
+    def rollback(self) -> tuple[str, ...]:
+        """Drops what the cell built; the graph is as before. Returns the keys of the state that this leaves behind."""
+        new, _ = self._close()
+        graph = self.graph
+        if new:
+            graph.version += 1
+        dropped = []
+        for name, node in new.items():
+            if not _holds_state(node):
+                continue
+            if name in self._renewed:
+                dropped.append(_key(graph, name))
+                graph.generations[name] = self._renewed[name]
+            elif name not in self.old:
+                dropped.append(_key(graph, name))
+                graph.renew(name)
+        return tuple(dropped)
 
     def commit(
         self,
@@ -74,31 +140,12 @@ class Transaction:
         `before` and `after` say which Python names (`loss`, `batch['x']`) meant which tensors when the cell started
         and when it ended. A cell that makes no ops (and made none before) changes nothing.
         """
-        graph, owner = self.graph, self.owner
-        new = graph.pending or {}
-        old = {n.name: n for n in graph.nodes.values() if n.owner.id == owner.id}
-        self.rollback()
-        if not new and not old:
-            return Change(owner)
-        replacement = _replacements(old, new, before or {}, after or {})
-        kept, reset = _variables(graph, old, new, reinit=self.reinit)
-        for name in old:
-            del graph.nodes[name]
-        graph.nodes.update(new)
-        graph.version += 1
-        rebound, stale = _rebind(graph, owner, old, new, replacement)
-        same = {n for n in new if n in old and _signature(new[n]) == _signature(old[n])}
-        return Change(
-            owner,
-            added=tuple(sorted(set(new) - set(old))),
-            removed=tuple(sorted(set(old) - set(new))),
-            changed=tuple(sorted((set(new) & set(old)) - same)),
-            unchanged=tuple(sorted(same)),
-            rebound=tuple(sorted(n.name for n in rebound)),
-            stale=tuple(sorted(n.name for n in stale)),
-            kept_variables=kept,
-            reset_variables=reset,
-            stale_cells=tuple(dict.fromkeys(n.owner for n in stale)),
+        new, reads = self._close()
+        if not new and not self.old:
+            return Change(self.owner)
+        replacement = _replacements(self.old, new, before or {}, after or {})
+        return _replace(
+            self.graph, self.owner, self.old, new, reads=reads, replacement=replacement, renewed=self._renewed
         )
 
 
@@ -108,12 +155,27 @@ def begin(graph: Graph, owner: Owner, *, reinit: bool = False) -> Transaction:
 
 
 def delete(graph: Graph, owner_id: str) -> Change:
-    """Deletes the ops of a cell; what consumed them in other cells becomes stale."""
+    """Deletes the ops of a cell; what consumed them in other cells, or in the running one, becomes stale."""
     old = {n.name: n for n in graph.nodes.values() if n.owner.id == owner_id}
     if not old:
         return Change(Owner(owner_id, owner_id))
-    owner = next(iter(old.values())).owner
-    return begin(graph, owner).commit()
+    return _replace(graph, next(iter(old.values())).owner, old, {}, reads={}, replacement={}, renewed={})
+
+
+def reset(graph: Graph) -> tuple[str, ...]:
+    """Deletes all ops, those of the running cell too. Returns the keys of the state that nothing can reach now."""
+    nodes = [*graph.nodes.values(), *(graph.pending or {}).values()]
+    names = dict.fromkeys(n.name for n in nodes if _holds_state(n))
+    dropped = tuple(_key(graph, name) for name in names)
+    for name in names:
+        graph.renew(name)
+    graph.nodes.clear()
+    graph.reads.clear()
+    graph.pending_reads = {}
+    if graph.pending is not None:
+        graph.pending = {}
+    graph.version += 1
+    return dropped
 
 
 def stale_owners(nodes: Iterable[Node]) -> tuple[Owner, ...]:
@@ -121,10 +183,56 @@ def stale_owners(nodes: Iterable[Node]) -> tuple[Owner, ...]:
     return tuple(dict.fromkeys(n.owner for n in nodes if n.stale))
 
 
-def _signature(node: Node) -> tuple[object, ...]:
-    attrs = tuple(sorted((k, repr(v)) for k, v in node.attrs.items()))
-    specs = tuple(t.spec for t in node.outputs)
-    return (node.op, tuple(t.name for t in node.inputs), attrs, specs, str(node.device))
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+def _holds_state(node: Node) -> bool:
+    # Ops that use another node's state get its handle as an input. Random ops come along: they have no state to lose.
+    return node.definition.stateful and not any(t.spec.resource for t in node.inputs)
+
+
+def _keeps_value(old: Node, new: Node) -> bool:
+    return old.op == new.op == "variable" and old.outputs[0].spec == new.outputs[0].spec
+
+
+def _key(graph: Graph, name: str) -> str:
+    return f"{name}:{graph.generations.get(name, 0)}"
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+def _same(a: Node, b: Node) -> bool:
+    """Whether two nodes of one name compute the same from inputs of the same names."""
+    return (
+        a.op == b.op
+        and a.auto_named == b.auto_named
+        and a.device == b.device
+        and a.colocate == b.colocate
+        and [t.name for t in a.inputs] == [t.name for t in b.inputs]
+        and [n.name for n in a.control_inputs] == [n.name for n in b.control_inputs]
+        and [t.spec for t in a.outputs] == [t.spec for t in b.outputs]
+        and a.attrs.keys() == b.attrs.keys()
+        and all(_same_value(v, b.attrs[k]) for k, v in a.attrs.items())
+    )
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        # Bytes, so that a NaN equals itself and 0.0 differs from -0.0.
+        return a.dtype == b.dtype and a.shape == b.shape and bool(a.tobytes() == b.tobytes())
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(_same_value(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float):
+        return repr(a) == repr(b)
+    return bool(a == b)
+
+
+# --- replacing -------------------------------------------------------------------------------------------------------
 
 
 def _replacements(
@@ -132,14 +240,14 @@ def _replacements(
     new: Mapping[str, Node],
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
-) -> dict[tuple[str, int], Tensor]:
-    """Old (node, output) -> the tensor that now stands for it, by the rules in the module docstring."""
+) -> dict[Key, Tensor]:
+    """Old tensors -> those that now stand for them, by the rules in the module docstring."""
     same_ops = [(n.name, n.op) for n in old.values()] == [(n.name, n.op) for n in new.values()]
-    python_names: dict[tuple[str, int], list[str]] = {}
+    python_names: dict[Key, list[str]] = {}
     for name, tensor in before.items():
         if old.get(tensor.node.name) is tensor.node:
             python_names.setdefault((tensor.node.name, tensor.index), []).append(name)
-    found: dict[tuple[str, int], Tensor] = {}
+    found: dict[Key, Tensor] = {}
     for node in old.values():
         for tensor in node.outputs:
             key = (node.name, tensor.index)
@@ -161,21 +269,51 @@ def _output(node: Node | None, index: int) -> Tensor | None:
     return node.outputs[index] if node is not None and index < len(node.outputs) else None
 
 
-def _variables(
-    graph: Graph, old: Mapping[str, Node], new: Mapping[str, Node], *, reinit: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    kept, reset = [], []
+def _replace(
+    graph: Graph,
+    owner: Owner,
+    old: Mapping[str, Node],
+    new: Mapping[str, Node],
+    *,
+    reads: Mapping[str, Node],
+    replacement: Mapping[Key, Tensor],
+    renewed: Mapping[str, int],
+) -> Change:
+    """Puts `new` where `old` was, and mends what hangs on it.
+
+    `renewed`: the names whose state started anew in this run, and the generation each had before.
+    """
+    for name in old:
+        del graph.nodes[name]
+    graph.nodes.update(new)
+    graph.reads.pop(owner.id, None)
+    if reads:
+        graph.reads[owner.id] = dict(reads)
+    if old:
+        graph.version += 1  # where names only came in, what was compiled still holds
+    dropped = [f"{name}:{generation}" for name, generation in renewed.items()]
     for name, node in old.items():
-        if node.op != "variable":
-            continue
-        twin = new.get(name)
-        if twin is not None and twin.op == "variable" and twin.outputs[0].spec == node.outputs[0].spec and not reinit:
-            kept.append(name)
-            continue
-        graph.generations[name] = graph.generations.get(name, 0) + 1
-        if twin is not None:
-            reset.append(name)
-    return tuple(sorted(kept)), tuple(sorted(reset))
+        if name not in new and _holds_state(node):
+            dropped.append(_key(graph, name))
+            graph.renew(name)
+    rebound, stale = _rebind(graph, owner, old, new, replacement)
+    stale += _misread(graph, owner, old, new)
+    same = {n for n in new if n in old and _same(new[n], old[n])}
+    variables = sorted(n for n, node in new.items() if node.op == "variable")
+    return Change(
+        owner,
+        added=tuple(sorted(set(new) - set(old))),
+        removed=tuple(sorted(set(old) - set(new))),
+        changed=tuple(sorted((set(new) & set(old)) - same)),
+        unchanged=tuple(sorted(same)),
+        rebound=tuple(sorted(n.name for n in rebound if not n.stale)),
+        stale=tuple(sorted({n.name for n in stale})),
+        variables=tuple(variables),
+        kept_variables=tuple(n for n in variables if n in old and n not in renewed),
+        reset_variables=tuple(n for n in variables if n in old and n in renewed),
+        stale_cells=tuple(dict.fromkeys(n.owner for n in stale)),
+        dropped_state=tuple(dropped),
+    )
 
 
 def _rebind(
@@ -183,25 +321,60 @@ def _rebind(
     owner: Owner,
     old: Mapping[str, Node],
     new: Mapping[str, Node],
-    replacement: Mapping[tuple[str, int], Tensor],
+    replacement: Mapping[Key, Tensor],
 ) -> tuple[list[Node], list[Node]]:
+    """Points other cells' nodes at the new tensors; returns those that it could, and those that it could not."""
     rebound, stale = [], []
-    for node in graph.nodes.values():
-        if node.owner.id == owner.id:
-            continue
+    behind = _behind(new.values())  # only from here can rebinding close a circle
+    for node in [*graph.nodes.values(), *(graph.pending or {}).values()]:
         lost = [t for t in node.inputs if old.get(t.node.name) is t.node]
         lost_controls = [c for c in node.control_inputs if old.get(c.name) is c]
-        if not lost and not lost_controls:
+        # Nodes made under `colocate_with` know their partner by name alone.
+        missing = [n for n in node.colocate if n in old and n not in new]
+        if not lost and not lost_controls and not missing:
             continue
-        missing = [t.name for t in lost if (t.node.name, t.index) not in replacement]
+        missing += [t.name for t in lost if (t.node.name, t.index) not in replacement]
         missing += [c.name for c in lost_controls if c.name not in new]
+        inputs = tuple(
+            replacement.get((t.node.name, t.index), t) if old.get(t.node.name) is t.node else t for t in node.inputs
+        )
+        controls = tuple(new.get(c.name, c) if old.get(c.name) is c else c for c in node.control_inputs)
         if missing:
             node.stale = f"{owner.label} ran again and {missing[0]!r} is not what it was"
             stale.append(node)
-            continue
-        node.inputs = tuple(
-            replacement[(t.node.name, t.index)] if old.get(t.node.name) is t.node else t for t in node.inputs
-        )
-        node.control_inputs = tuple(new[c.name] if old.get(c.name) is c else c for c in node.control_inputs)
-        rebound.append(node)
+        elif id(node) in behind and id(node) in _behind([*(t.node for t in inputs), *controls]):
+            node.stale = f"{owner.label} ran again and now depends on {node.name!r} itself"
+            stale.append(node)
+        else:
+            node.inputs, node.control_inputs = inputs, controls
+            rebound.append(node)
     return rebound, stale
+
+
+def _behind(nodes: Iterable[Node]) -> set[int]:
+    """The ids of `nodes` and all they depend on. By identity: replaced nodes may share a name with their successors."""
+    found: set[int] = set()
+    todo = list(nodes)
+    while todo:
+        node = todo.pop()
+        if id(node) not in found:
+            found.add(id(node))
+            todo.extend(t.node for t in node.inputs)
+            todo.extend(node.control_inputs)
+    return found
+
+
+def _misread(graph: Graph, owner: Owner, old: Mapping[str, Node], new: Mapping[str, Node]) -> list[Node]:
+    """Marks the cells whose ops were made by reading ops that have changed."""
+    stale: list[Node] = []
+    for reader, sources in [*graph.reads.items(), (graph.owner.id, graph.pending_reads)]:
+        touched = [n for n, node in sources.items() if old.get(n) is node]
+        changed = next((n for n in touched if n not in new or not _same(old[n], new[n])), None)
+        if changed is None:
+            sources.update((n, new[n]) for n in touched)
+            continue
+        for node in [*graph.nodes.values(), *(graph.pending or {}).values()]:
+            if node.owner.id == reader and node is not new.get(node.name):
+                node.stale = f"it was made by reading {changed!r}, and {owner.label} ran again and changed that"
+                stale.append(node)
+    return stale
