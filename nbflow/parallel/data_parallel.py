@@ -1,0 +1,254 @@
+"""Data parallelism: forward and backward once per worker, variables on the ps tasks, gradients joined by a mean.
+
+Synchronous: one graph over all replicas. Each replica reads its part of the global batch, in order; a gradient is the
+mean of the replicas' gradients, weighted by their rows, summed in replica order. So losses do not depend on the number
+of workers. Asynchronous: one graph per replica, each with its own batches; updates are applied as they come.
+
+The joining follows Chen et al., "Revisiting Distributed Synchronous SGD" (2016), without backup workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbflow import device as devices
+from nbflow.device import DeviceSpec
+from nbflow.errors import GraphError
+from nbflow.graph import Graph, Node, Tensor, ancestors, topological
+from nbflow.op import AttrValue
+from nbflow.ops import constant, weighted_sum
+from nbflow.ops.manipulation import concat
+from nbflow.ops.state import GRADIENT_INPUT
+from nbflow.parallel.base import Expanded, strategy_of
+from nbflow.rewrite import TensorMap, copy_nodes, new_like
+
+_KIND = "data_parallel"
+
+
+@dataclass(frozen=True, slots=True)
+class DataParallel:
+    """Replicates a training step over the devices that match `workers`, with variables on those that match `ps`.
+
+    - `workers`, `ps`: partial devices. When nothing matches `ps` (or it is None) variables are spread over the workers;
+      when nothing matches `workers` there is one replica, wherever the placer puts it.
+    - `sync`: wait for all gradients of a step and apply their mean; otherwise apply each as it comes.
+    """
+
+    workers: str = "/job:worker"
+    ps: str | None = "/job:ps"
+    sync: bool = True
+    backup: int = 0
+    compress: str | None = None
+
+    def __post_init__(self) -> None:
+        devices.parse(self.workers)
+        devices.parse(self.ps)
+        if self.backup:
+            raise GraphError(f"backup={self.backup}: backup workers are not supported yet; use backup=0")
+        if self.compress is not None:
+            raise GraphError(f"compress={self.compress!r}: compression is not supported yet; use compress=None")
+
+    def to_attrs(self) -> tuple[AttrValue, ...]:
+        return (_KIND, self.workers, self.ps or "", self.sync)
+
+    @staticmethod
+    def from_attrs(attrs: Sequence[AttrValue]) -> DataParallel:
+        return DataParallel(str(attrs[1]), str(attrs[2]) or None, bool(attrs[3]))
+
+    def replica_devices(self, available: Sequence[DeviceSpec]) -> list[DeviceSpec]:
+        """One device a replica: every GPU that matches, or where a task has none its first device."""
+        wanted = devices.parse(self.workers)
+        found: dict[tuple[str | None, int | None], list[DeviceSpec]] = {}
+        for device in available:
+            if wanted.matches(device):
+                found.setdefault((device.job, device.task), []).append(device)
+        chosen: list[DeviceSpec] = []
+        for of_task in found.values():
+            gpus = [d for d in of_task if d.type == "gpu"]
+            chosen += gpus or of_task[:1]
+        return chosen
+
+
+def strategy_in(nodes: Sequence[Node | Tensor]) -> tuple[Node, DataParallel] | None:
+    """The training step among the fetches that has a strategy, if any. Raises GraphError for two."""
+    steps = [n for n in nodes if isinstance(n, Node) and strategy_of(n)]
+    if not steps:
+        return None
+    if len(steps) > 1:
+        raise GraphError(f"run one training step at a time: {steps[0].name!r} and {steps[1].name!r} have a strategy each")
+    return steps[0], DataParallel.from_attrs(strategy_of(steps[0]))
+
+
+def expand(
+    graph: Graph, fetches: Sequence[Node | Tensor], available: Sequence[DeviceSpec], replica: int | None = None
+) -> Expanded:
+    """Rewrites a pruned graph by the strategy of the step among `fetches` (nodes and tensors of `graph`).
+
+    `replica`: only this one, for asynchronous training. Without a strategy, or with a single worker, nothing changes
+    but the variables' preferred devices. A fetched tensor that every replica computes becomes the mean over the
+    replicas (rank 0) or their concatenation (rank ≥ 1).
+    """
+    found = strategy_in(fetches)
+    if found is None:
+        return _unchanged(graph)
+    step, strategy = found
+    replicas = strategy.replica_devices(available)
+    prefer = _preferred(graph, strategy, available)
+    if not replicas:
+        return _unchanged(graph, prefer)
+    rewrite = _Rewrite(graph, step, fetches, replicas)
+    if strategy.sync:
+        rewrite.build(range(len(replicas)))
+    else:
+        rewrite.build([replica or 0])
+    names = tuple(str(d) for d in replicas)
+    return Expanded(rewrite.made, rewrite.tensors, rewrite.nodes, prefer, names)
+
+
+def _unchanged(graph: Graph, prefer: dict[str, str] | None = None) -> Expanded:
+    tensors = {(n.name, t.index): t for n in graph.nodes.values() for t in n.outputs}
+    return Expanded(graph, tensors, graph.nodes, prefer or {})
+
+
+def _preferred(graph: Graph, strategy: DataParallel, available: Sequence[DeviceSpec]) -> dict[str, str]:
+    wanted = strategy.ps
+    if not wanted or not any(devices.parse(wanted).matches(d) for d in available):
+        wanted = strategy.workers
+    return {n.name: wanted for n in graph.nodes.values() if n.op == "variable" and not str(n.device)}
+
+
+class _Rewrite:
+    """Builds the replicated graph in `made`."""
+
+    def __init__(
+        self, graph: Graph, step: Node, fetches: Sequence[Node | Tensor], replicas: Sequence[DeviceSpec]
+    ) -> None:
+        self.graph = graph
+        self.fetches = fetches
+        self.replicas = replicas
+        self.made = new_like(graph)
+        self.tensors: TensorMap = {}  # what stands for the original, outside the replicas
+        self.nodes: dict[str, Node] = {}
+        self.of_replica: dict[int, TensorMap] = {}
+        self.applies = [n for n in ancestors([step]) if n.op in GRADIENT_INPUT]
+        if not self.applies:
+            raise GraphError(f"{step.name!r} updates no variable", where=step.where)
+        self.copied = self._replicated()
+
+    def _replicated(self) -> set[str]:
+        """Names of the nodes that each replica has of its own: what gradients are computed from, and what else is
+        computed from that without passing through an update."""
+        roots = [n.inputs[GRADIENT_INPUT[n.op]].node for n in self.applies]
+        shared = ("variable", "read_variable")
+        found = {n.name for n in ancestors(roots) if n.op not in shared}
+        applied: set[str] = set()
+        for node in topological(self.graph.nodes.values()):
+            before = [t.node for t in node.inputs] + list(node.control_inputs)
+            if node.op in GRADIENT_INPUT or any(b.name in applied for b in before):
+                applied.add(node.name)
+            elif node.op not in shared and any(t.node.name in found for t in node.inputs):
+                found.add(node.name)
+        # Constants and the like that only the copied nodes read cost nothing to copy, and save a transfer a step.
+        for node in reversed(topological(self.graph.nodes.values())):
+            if node.op == "constant" and node.name not in found:
+                users = [u for u in self.graph.nodes.values() if any(t.node is node for t in u.inputs)]
+                if users and all(u.name in found for u in users):
+                    found.add(node.name)
+        return found
+
+    def build(self, which: Sequence[int]) -> None:
+        order = topological(self.graph.nodes.values())
+        gradients = {(n.inputs[GRADIENT_INPUT[n.op]].node.name, n.inputs[GRADIENT_INPUT[n.op]].index) for n in self.applies}
+        early = [n for n in order if n.name not in self.copied and self._before_replicas(n)]
+        copy_nodes(early, self.made, self.tensors, self.nodes)
+        for index in which:
+            tensors = dict(self.tensors)
+            mine = [n for n in order if n.name in self.copied]
+            copy_nodes(
+                mine,
+                self.made,
+                tensors,
+                dict(self.nodes),
+                rename=lambda name, index=index: f"replica_{index}/{name}",  # type: ignore[misc]
+                change=lambda old, new, index=index: self._adapt(new, index, len(which)),  # type: ignore[misc]
+            )
+            self.of_replica[index] = tensors
+        weights = self._weights(which)
+        wanted = [t for t in self._crossing(order) if (t.node.name, t.index) in gradients]
+        others = [t for t in self._crossing(order) if (t.node.name, t.index) not in gradients]
+        for tensor in wanted:
+            self.tensors[(tensor.node.name, tensor.index)] = self._join(tensor, which, weights, self._home(tensor))
+        for tensor in others:
+            self.tensors[(tensor.node.name, tensor.index)] = self._join(tensor, which, weights, "")
+        rest = [n for n in order if n.name not in self.copied and n.name not in self.nodes]
+        copy_nodes(rest, self.made, self.tensors, self.nodes)
+
+    def _before_replicas(self, node: Node) -> bool:
+        return not any(a.name in self.copied for a in ancestors([node]))
+
+    def _adapt(self, new: Node, index: int, count: int) -> None:
+        """A replica's node: on the replica's device unless the user named a job, with its part of the data."""
+        if new.device.job is None:
+            new.device = self.replicas[index].merge(DeviceSpec(type=new.device.type, index=new.device.index))
+        new.colocate = ()
+        if new.op == "iterator_next":
+            total = len(self.replicas)
+            if count == total:
+                new.attrs["shard"] = (index, total)
+            else:
+                new.attrs["deal"] = (index, total)
+            specs = new.definition.infer([], new.attrs)
+            for tensor, spec in zip(new.outputs, specs, strict=True):
+                tensor.spec = spec
+
+    def _crossing(self, order: Sequence[Node]) -> list[Tensor]:
+        """Tensors of the replicas that somebody outside reads: updates, fetches."""
+        found: dict[tuple[str, int], Tensor] = {}
+        for node in order:
+            if node.name not in self.copied:
+                for tensor in node.inputs:
+                    if tensor.node.name in self.copied:
+                        found[(tensor.node.name, tensor.index)] = tensor
+        for fetch in self.fetches:
+            if isinstance(fetch, Tensor) and fetch.node.name in self.copied:
+                found[(fetch.node.name, fetch.index)] = fetch
+        return list(found.values())
+
+    def _weights(self, which: Sequence[int]) -> list[Tensor] | None:
+        """Each replica's share of the rows, from its own iterator; None when there is one replica or no dataset."""
+        if len(which) == 1:
+            return None
+        iterators = [n for n in self.graph.nodes.values() if n.op == "iterator_next" and n.name in self.copied]
+        if not iterators:
+            return None
+        first = iterators[0]
+        return [self.of_replica[i][(first.name, len(first.outputs) - 1)] for i in which]
+
+    def _home(self, tensor: Tensor) -> str:
+        for node in self.applies:
+            if node.inputs[GRADIENT_INPUT[node.op]] is tensor:
+                return node.inputs[0].node.name
+        return ""
+
+    def _join(self, tensor: Tensor, which: Sequence[int], weights: list[Tensor] | None, home: str) -> Tensor:
+        """The mean over replicas of a gradient or a scalar; the concatenation of anything else."""
+        parts = [self.of_replica[i][(tensor.node.name, tensor.index)] for i in which]
+        if len(parts) == 1:
+            return parts[0]
+        with self.made.as_default(), self.made.name_scope("joined"), self.made.name_scope(tensor.node.name):
+            if not home and tensor.spec.rank != 0:
+                return concat(parts, axis=0)
+            if tensor.dtype.kind not in "fc":
+                raise GraphError(
+                    f"{tensor.name} is a {tensor.dtype.name} scalar on each replica, of which there is no mean; "
+                    "cast it with nf.astype, or fetch it without the training step",
+                    where=tensor.node.where,
+                )
+            shares = weights or [constant(np.float64(1.0 / len(parts))) for _ in parts]
+            if not home:
+                return weighted_sum(parts, shares)
+            with self.made.colocate_with(self.nodes[home]):
+                return weighted_sum(parts, shares)
