@@ -68,7 +68,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """A training run changed its status (see `nf.train.run`). `step` steps of `steps` are done."""
+    """A training run changed its status (see `nf.train.run`). `step` steps of `steps` are done.
+
+    `loop` names the loop that says so, where a run has one per replica; empty for the run as a whole.
+    """
 
     run: str
     status: str
@@ -76,6 +79,7 @@ class RunState:
     steps: int
     wall_s: float
     detail: str = ""
+    loop: str = ""
 
 
 @dataclass(frozen=True, slots=True)

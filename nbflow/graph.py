@@ -408,7 +408,7 @@ class Graph:
             definition = ops.get(op)
             line = _user_line()
             for tensor in inputs:
-                self._check_member(tensor)
+                self.check_member(tensor.node)
             kept = dict(attrs or {})
             if name is None:
                 full = self._number(self.scoped(op))
@@ -463,20 +463,20 @@ class Graph:
             message = f"{definition.name} {full!r}: {error.message}" + (f" [{made}]" if made else "")
             raise type(error)(message, where=where) from None
 
-    def _check_member(self, tensor: Tensor) -> None:
-        node = tensor.node
+    def check_member(self, node: Node) -> None:
+        """Raises GraphError when `node` is not, or no longer, in this graph."""
         if node.graph is not self:
-            raise GraphError(f"{tensor.name} belongs to another graph", where=node.where)
+            raise GraphError(f"{node.name!r} belongs to another graph", where=node.where)
         here = (self.pending or {}).get(node.name) or self.nodes.get(node.name)
         if here is not node:
             raise GraphError(
-                f"{tensor.name} is no longer in the graph: {node.owner.label} ran again, or failed, after making it; "
+                f"{node.name!r} is no longer in the graph: {node.owner.label} ran again, or failed, after making it; "
                 f"run {node.owner.label} again",
                 where=node.where,
             )
         if self.pending is not None and node.owner.id == self.owner.id and node.name not in self.pending:
             raise GraphError(
-                f"{tensor.name} was made when {node.owner.label} ran before, and this run replaces it; "
+                f"{node.name!r} was made when {node.owner.label} ran before, and this run replaces it; "
                 "make it anew in this cell, or run the cell before it again",
                 where=node.where,
             )

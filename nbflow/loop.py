@@ -26,13 +26,19 @@ class LoopControl:
         self._wake = threading.Condition()
         self._stop = False
         self._paused = False
+        self.flying: deque[Pending] = deque()  # the loop's steps in flight
 
     def apply(self, action: LoopAction) -> None:
-        """Asks the loop to stop, pause or resume."""
+        """Asks the loop to stop, pause or resume; "cancel" also cancels the steps in flight, and waits for the
+        acknowledgements."""
         with self._wake:
-            self._stop = self._stop or action == "stop"
-            self._paused = action == "pause" if action != "stop" else self._paused
+            self._stop = self._stop or action in ("stop", "cancel")
+            if action in ("pause", "resume"):
+                self._paused = action == "pause"
             self._wake.notify_all()
+        if action == "cancel":
+            for pending in tuple(self.flying):
+                pending.cancel("the run was interrupted")
 
     @property
     def stopped(self) -> bool:
@@ -61,7 +67,7 @@ class _Runner:
         self.driver = driver
         self.emit = emit
         self.control = control
-        self.flying: deque[Pending] = deque()
+        self.flying = control.flying
         self.last_done = loop.first - 1
         self._said = 0.0
 
@@ -101,7 +107,8 @@ class _Runner:
                 if self.control.stopped:
                     return ""
                 continue
-            stop = self._finish(self.flying.popleft(), last)
+            stop = self._finish(self.flying[0], last)
+            self.flying.popleft()
             if stop:
                 return stop
         return ""
@@ -139,4 +146,4 @@ class _Runner:
     def _say(self, status: str, detail: str = "") -> None:
         self._said = time.monotonic()
         steps = self.loop.first + self.loop.steps - 1
-        self.emit(RunState(self.loop.run, status, self.last_done, steps, time.time(), detail))
+        self.emit(RunState(self.loop.run, status, self.last_done, steps, time.time(), detail, self.loop.id))

@@ -15,7 +15,7 @@ def new_like(graph: Graph) -> Graph:
     """An empty graph with the seed and generations of `graph`."""
     made = Graph()
     made.seed = graph.seed
-    made.generations = graph.generations
+    made.generations = dict(graph.generations)
     return made
 
 
@@ -83,6 +83,8 @@ def copy_nodes(
         if change is not None:
             change(node, made)
         into.nodes[made.name] = made
+        if node.name in node.graph.generations:
+            into.generations[made.name] = node.graph.generations[node.name]
         controls[node.name] = made
         for old, new in zip(node.outputs, made.outputs, strict=True):
             tensors.setdefault((node.name, old.index), new)

@@ -107,7 +107,7 @@ class Loop:
     replica: str = ""
 
 
-LoopAction = Literal["stop", "pause", "resume"]
+LoopAction = Literal["stop", "pause", "resume", "cancel"]
 
 
 class Transport(Protocol):
@@ -142,7 +142,8 @@ class Transport(Protocol):
         ...
 
     def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None:
-        """Stops (after the step in flight), pauses or resumes a loop. Unknown loops are ignored."""
+        """Stops (after the steps in flight), pauses, resumes, or cancels (the steps in flight too) a loop. Unknown loops
+        are ignored."""
         ...
 
     def listen(self, listener: Listener) -> Callable[[], None]:

@@ -2,7 +2,7 @@
 
 An implementation of op `add` is a function `(x, y, *, out=None, **attrs) -> array`. It gets the op's inputs in order
 and its attributes by keyword; `out` only when the op is declared with `out=True`. An op with several outputs returns a
-tuple. A stateful op's implementation takes a `Context` first.
+tuple. A stateful op's implementation takes a `Context` first, and must not keep an input: it copies what it stores.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ class Context:
     step: int
     state: StateStore
     check: Callable[[], None]
+
+    @property
+    def name(self) -> str:
+        """The key without its generation: what random streams are keyed by, so that running a cell again draws the
+        same numbers as a fresh start does."""
+        return self.key.rsplit(":", 1)[0]
 
 
 class Backend(Protocol):

@@ -130,6 +130,7 @@ class _Rewrite:
         self.fetches = fetches
         self.replicas = replicas
         self.made = new_like(graph)
+        self.made.owner = step.owner  # what joins the replicas belongs to the cell of the step
         self.tensors: TensorMap = {}  # what stands for the original, outside the replicas
         self.nodes: dict[str, Node] = {}
         self.of_replica: dict[int, TensorMap] = {}
@@ -185,6 +186,19 @@ class _Rewrite:
             self.tensors[(tensor.node.name, tensor.index)] = self._join(tensor, which, weights, "")
         rest = [n for n in order if n.name not in self.copied and n.name not in self.nodes]
         copy_nodes(rest, self.made, self.tensors, self.nodes)
+        self._restore_controls(rest, which)
+
+    def _restore_controls(self, rest: Sequence[Node], which: Sequence[int]) -> None:
+        """What ran after a copied node runs after all of its copies."""
+        for node in rest:
+            copies = [
+                self.made.nodes[f"replica_{i}/{c.name}"]
+                for c in node.control_inputs
+                if c.name in self.copied
+                for i in which
+            ]
+            new = self.nodes[node.name]
+            new.control_inputs = tuple(dict.fromkeys([*new.control_inputs, *copies]))
 
     def _before_replicas(self, node: Node) -> bool:
         return not any(a.name in self.copied for a in ancestors([node]))

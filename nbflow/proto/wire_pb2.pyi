@@ -370,20 +370,22 @@ class Metric(_message.Message):
     def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., step: _Optional[int] = ..., value: _Optional[float] = ..., wall_s: _Optional[float] = ..., replica: _Optional[str] = ...) -> None: ...
 
 class RunState(_message.Message):
-    __slots__ = ("run", "status", "step", "steps", "wall_s", "detail")
+    __slots__ = ("run", "status", "step", "steps", "wall_s", "detail", "loop")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     WALL_S_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    LOOP_FIELD_NUMBER: _ClassVar[int]
     run: str
     status: str
     step: int
     steps: int
     wall_s: float
     detail: str
-    def __init__(self, run: _Optional[str] = ..., status: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., wall_s: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+    loop: str
+    def __init__(self, run: _Optional[str] = ..., status: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., wall_s: _Optional[float] = ..., detail: _Optional[str] = ..., loop: _Optional[str] = ...) -> None: ...
 
 class WorkerState(_message.Message):
     __slots__ = ("worker", "state", "address", "wall_s", "detail")

@@ -1,0 +1,59 @@
+"""nbflow: a distributed dataflow runtime that lives in a notebook.
+
+Reading order, which is the order in which data passes:
+
+    errors spec device events            the words
+    op graph owner rewrite verify        ops, nodes, whose they are, copies, invariants
+    ops nn random variable               what users build with
+    autodiff layers optim data           gradients, variables under a name, updates, datasets
+    parallel optimize cost placement     which graph really runs, and where
+    partition compile plan explain       one flat program a device
+    transport wire backends              the door to a worker, bytes, implementations
+    rendezvous step program executor     running a program
+    driver loop inprocess                one step over many workers; the training loop
+    session current train                `nf.run`, `nf.train.run`
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from nbflow import cluster, data, errors, events, layers, nn, optim, random, train
+from nbflow.autodiff import gradients
+from nbflow.current import describe, get_cluster, placement, run, set_cluster
+from nbflow.device import DeviceSpec
+from nbflow.explain import graph_json
+from nbflow.graph import Graph, Node, Tensor, get_graph
+from nbflow.notebook import load_ipython_extension, show, unload_ipython_extension
+from nbflow.ops import *  # noqa: F403  # the list is `nbflow.ops.__all__`
+from nbflow.session import Session
+from nbflow.spec import TensorSpec
+from nbflow.variable import Variable, trainable_variables
+
+__version__ = "0.1.0"
+
+
+def name_scope(name: str) -> AbstractContextManager[str]:
+    """Names of ops made inside start with `name/`."""
+    return get_graph().name_scope(name)
+
+
+def device(spec: str | DeviceSpec | None) -> AbstractContextManager[None]:
+    """Ops made inside ask for `spec` (`/job:worker/task:1/gpu:0`, or part of it). Nested blocks merge; None resets."""
+    return get_graph().device(spec)
+
+
+def control_dependencies(nodes: Any) -> AbstractContextManager[None]:
+    """Ops made inside run after `nodes` (a list of ops or tensors)."""
+    return get_graph().control_dependencies(nodes)
+
+
+def colocate_with(other: Any) -> AbstractContextManager[None]:
+    """Ops made inside run on the device of `other` (an op, tensor or variable)."""
+    return get_graph().colocate_with(other)
+
+
+def set_seed(seed: int) -> None:
+    """Sets the seed of the current graph: with an op's name and the step, it determines what random ops draw."""
+    get_graph().seed = int(seed)

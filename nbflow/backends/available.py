@@ -1,0 +1,33 @@
+"""The backends of this installation, by device type."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.metadata import entry_points
+
+from nbflow.backends.base import Backend
+from nbflow.backends.numpy import NumpyBackend
+
+# Handled by the plan itself: their values are there before the first instruction runs.
+BUILT_IN = ("constant", "placeholder")
+
+
+@lru_cache(maxsize=1)
+def backends() -> dict[str, type[Backend]]:
+    """Device type -> backend class: numpy for `cpu`, and whatever the entry points `nbflow.backends` add."""
+    found: dict[str, type[Backend]] = {"cpu": NumpyBackend}
+    for entry in entry_points(group="nbflow.backends"):
+        if entry.name not in found:
+            found[entry.name] = entry.load()
+    return found
+
+
+@lru_cache(maxsize=None)
+def _table(device_type: str) -> frozenset[str]:
+    backend = backends().get(device_type)
+    return frozenset() if backend is None else frozenset(backend().table)
+
+
+def supports(op: str, device_type: str) -> bool:
+    """True when devices of that type can run `op`."""
+    return op in BUILT_IN or op in _table(device_type)

@@ -1,0 +1,76 @@
+"""The current cluster, and the session that `nf.run` uses: one per graph, made when it is first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from nbflow.explain import PlacementTable, graph_json, placement_table
+from nbflow.graph import Graph, get_graph
+from nbflow.session import Session
+from nbflow.structure import flatten
+from nbflow.transport import Cluster
+
+_lock = threading.RLock()
+_cluster: Cluster | None = None
+_sessions: WeakKeyDictionary[Graph, Session] = WeakKeyDictionary()
+
+
+def set_cluster(cluster: Cluster | None) -> None:
+    """Makes `cluster` the one that `nf.run` uses; None: this process.
+
+    Variables live in a session on a cluster: setting another cluster closes the current sessions, and their variables
+    start anew on the next run. Setting the same cluster again changes nothing.
+    """
+    global _cluster
+    with _lock:
+        if cluster is _cluster:
+            return
+        _cluster = cluster
+        closing = list(_sessions.values())
+        _sessions.clear()
+    for session in closing:
+        session.close()
+
+
+def get_cluster() -> Cluster | None:
+    """The cluster that `nf.run` uses; None: this process."""
+    return _cluster
+
+
+def current_session() -> Session:
+    """The session of the current graph on the current cluster."""
+    graph = get_graph()
+    with _lock:
+        found = _sessions.get(graph)
+        if found is None:
+            found = _sessions[graph] = Session(_cluster, graph)
+        return found
+
+
+def run(
+    fetches: Any, feeds: Mapping[Any, Any] | None = None, *, trace: bool = False, deadline_s: float | None = None
+) -> Any:
+    """Computes `fetches` on the current cluster; see `Session.run`."""
+    return current_session().run(fetches, feeds, trace=trace, deadline_s=deadline_s)
+
+
+def placement(fetches: Any) -> PlacementTable:
+    """Where each op of a run of `fetches` goes, and why. Nothing runs."""
+    leaves, _ = flatten(fetches)
+    if not leaves:
+        return PlacementTable([])
+    return placement_table(*current_session().preview(leaves))
+
+
+def describe(target: Any) -> dict[str, Any]:
+    """A graph, or what running `target` would run with each op's device, as JSON for the graph view."""
+    if isinstance(target, Graph):
+        last = current_session().last if target is get_graph() else None
+        return graph_json(target, None if last is None else last.placement)
+    leaves, _ = flatten(target)
+    if not leaves:
+        return graph_json(Graph())
+    return graph_json(*current_session().preview(leaves))

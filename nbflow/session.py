@@ -1,0 +1,384 @@
+"""`Session.run`: the pipeline, one line a stage, with a cache of what was prepared before."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nbflow import parallel
+from nbflow.backends.available import supports
+from nbflow.compile import bundles_by_task, check_plan, compile_part
+from nbflow.device import DeviceSpec
+from nbflow.driver import Acknowledgement, Driver
+from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError
+from nbflow.events import Emitter, Event
+from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
+from nbflow.inprocess import InProcessCluster
+from nbflow.optimize import prune
+from nbflow.partition import check_partition, partition
+from nbflow.placement import Placed, place
+from nbflow.plan import Bundle, new_bundle_id
+from nbflow.rewrite import feed_name
+from nbflow.spec import TensorSpec, format_shape, shape_accepts, spec_of
+from nbflow.structure import Leaf, flatten
+from nbflow.trace import Trace
+from nbflow.transport import Cluster, HostArray, Transport
+from nbflow.verify import check_graph
+
+# Prepared runs that are kept; a notebook has few different fetches, a search over shapes has many.
+CACHED = 128
+
+# `check_graph`, `check_partition` and `check_plan` run on everything that is prepared. They cost far less than
+# preparing does, and a wrong plan costs more than both.
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSource:
+    """Where a fetched value comes back: from task `task`, under `name`."""
+
+    task: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run ready to start: registered bundles, and where feeds go and fetches come from.
+
+    `keep` holds the user's nodes, so that the identities in the cache's key stay theirs.
+    """
+
+    bundles: Mapping[str, Bundle]
+    sources: tuple[FetchSource | None, ...]
+    feed_tasks: Mapping[str, str]
+    graph: Graph
+    placement: Mapping[str, Placed]
+    state: Mapping[str, DeviceSpec]  # variables that must be initialised first: state key -> home
+    prefer: Mapping[str, str]
+    keep: tuple[Leaf, ...]
+    replicas: tuple[str, ...]
+
+    @property
+    def bundle_ids(self) -> dict[str, str]:
+        return {task: bundle.id for task, bundle in self.bundles.items()}
+
+
+class Session:
+    """Runs fetches of one graph on one cluster. Variables live as long as the session does.
+
+    `cluster=None`: this process. `graph=None`: the current graph. `deadline_s`: how long a step may take.
+    """
+
+    def __init__(
+        self, cluster: Cluster | None = None, graph: Graph | None = None, *, deadline_s: float = 3600.0
+    ) -> None:
+        self._own_cluster = InProcessCluster() if cluster is None else None
+        self.cluster: Cluster = cluster or self._own_cluster or InProcessCluster()
+        self.graph = graph or get_graph()
+        self.deadline_s = deadline_s
+        self.id = uuid.uuid4().hex
+        self.events = Emitter()
+        self.last: Prepared | None = None  # what ran last, for `%placement`
+        self.last_acknowledgements: tuple[Acknowledgement, ...] = ()  # of the last cancelled step
+        self._lock = threading.RLock()
+        self._cluster_id = ""
+        self._transports: Mapping[str, Transport] = {}
+        self._removers: list[Callable[[], None]] = []
+        self._driver = Driver({}, f"run-{self.id[:8]}")
+        self._incarnations: dict[str, str] = {}
+        self._registered: set[tuple[str, str]] = set()
+        self._cache: OrderedDict[Any, Prepared] = OrderedDict()
+        self._homes: dict[str, DeviceSpec] = {}  # state key -> where it lives
+        self._initialised: set[str] = set()
+        self._initialising: list[str] = []
+        self._steps = 0
+        self._closed = False
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        fetches: Any,
+        feeds: Mapping[Any, Any] | None = None,
+        *,
+        trace: bool = False,
+        deadline_s: float | None = None,
+    ) -> Any:
+        """Computes `fetches` (any nesting of lists, tuples, dicts) and returns the same nesting of numpy arrays.
+
+        `feeds` maps tensors to values; any tensor can be fed. `trace=True`: returns (values, Trace). Raises GraphError
+        before anything runs, RunError and WorkerError from the step. An interrupt cancels the step on all workers.
+        """
+        leaves, rebuild = flatten(fetches)
+        values = {_tensor(k): self._feed_value(_tensor(k), v) for k, v in (feeds or {}).items()}
+        if not leaves:
+            return (rebuild([]), Trace(())) if trace else rebuild([])
+        prepared = self.prepare(leaves, {t: spec_of(v) for t, v in values.items()})
+        found, events = self._execute(prepared, values, trace=trace, deadline_s=deadline_s)
+        self.last = prepared
+        result = rebuild([None if s is None else found[s.name] for s in prepared.sources])
+        return (result, Trace(tuple(events))) if trace else result
+
+    def _execute(
+        self,
+        prepared: Prepared,
+        values: Mapping[Tensor, HostArray],
+        *,
+        trace: bool = False,
+        deadline_s: float | None = None,
+    ) -> tuple[dict[str, HostArray], list[Event]]:
+        feeds: dict[str, dict[str, HostArray]] = {}
+        for tensor, value in values.items():
+            name = feed_name(tensor)
+            if name in prepared.feed_tasks:
+                feeds.setdefault(prepared.feed_tasks[name], {})[name] = value
+        with self._lock:
+            number = self._steps
+            self._steps += 1
+            pending = self._driver.start(
+                prepared.bundle_ids, number, feeds, trace=trace, deadline_s=deadline_s or self.deadline_s
+            )
+        try:
+            return pending.wait()
+        finally:
+            self.last_acknowledgements = pending.acknowledgements
+
+    def _feed_value(self, tensor: Tensor, value: Any) -> HostArray:
+        """`value` as an array of the tensor's dtype. Raises DTypeError or ShapeError when it does not fit."""
+        if isinstance(value, Tensor):
+            raise GraphError(f"{tensor.name} was fed the tensor {value.name}; feed values, such as numpy arrays")
+        array = np.asarray(value)
+        weak = not hasattr(value, "dtype")
+        if array.dtype != tensor.dtype and not (weak or np.can_cast(array.dtype, tensor.dtype, "same_kind")):
+            raise DTypeError(
+                f"{tensor.name} is {tensor.dtype}, but was fed {array.dtype}; cast it with .astype",
+                where=tensor.node.where,
+            )
+        if not shape_accepts(tensor.shape, array.shape):
+            raise ShapeError(
+                f"{tensor.name} has shape {format_shape(tensor.shape)}, but was fed {format_shape(array.shape)}",
+                where=tensor.node.where,
+            )
+        try:
+            return np.ascontiguousarray(array, dtype=tensor.dtype).reshape(array.shape)
+        except (TypeError, ValueError) as error:
+            raise DTypeError(f"{tensor.name} cannot be fed {value!r}: {error}", where=tensor.node.where) from None
+
+    # --- preparing -------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], *, replica: int | None = None
+    ) -> Prepared:
+        """Everything before the first step: placed, cut, compiled, registered, variables initialised. Cached.
+
+        `replica`: prepare only this replica of an asynchronous strategy.
+        """
+        with self._lock:
+            self._check_leaves([*leaves, *feeds])
+            self._refresh()
+            key = self._key(leaves, feeds, replica)
+            found = self._cache.get(key)
+            if found is None:
+                found = self._build(leaves, feeds, replica)
+                self._cache[key] = found
+                while len(self._cache) > CACHED:
+                    self._cache.popitem(last=False)
+            else:
+                self._cache.move_to_end(key)
+            self._initialise(found)
+            return found
+
+    def _key(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], replica: int | None) -> Any:
+        fetched = tuple((id(leaf), -1) if isinstance(leaf, Node) else (id(leaf.node), leaf.index) for leaf in leaves)
+        fed = tuple(sorted((id(t.node), t.index, str(spec)) for t, spec in feeds.items()))
+        return fetched, fed, self.graph.version, self.graph.seed, self._cluster_id, replica
+
+    def _check_leaves(self, leaves: Sequence[Leaf]) -> None:
+        if self._closed:
+            raise GraphError("the session is closed")
+        for leaf in leaves:
+            node = leaf if isinstance(leaf, Node) else leaf.node
+            self.graph.check_member(node)
+
+    def _build(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], replica: int | None) -> Prepared:
+        infos = self.cluster.devices()
+        available = [i.spec for i in infos]
+        pruned = prune(self.graph, leaves, feeds)
+        wanted = [pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves]
+        expanded = parallel.expand(pruned.graph, wanted, available, replica)
+        check_graph(expanded.graph)
+        homes = self._homes_of(expanded.graph)
+        placement = place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
+        parts = partition(expanded.graph, placement)
+        check_partition(parts, expanded.graph, placement)
+        fetched = [None if isinstance(x, Node) else expanded.tensors[(x.node.name, x.index)] for x in wanted]
+        plans = []
+        for part in parts:
+            here = {
+                t.name: (t.node.name, t.index)
+                for t in fetched
+                if t is not None and placement[t.node.name].device == part.device
+            }
+            plan = compile_part(part, expanded.graph, here)
+            check_plan(plan)
+            plans.append((part.device.task_name, plan))
+        bundles = {}
+        for task, of_task in bundles_by_task(plans).items():
+            unique = uuid.uuid4().hex
+            bundles[task] = Bundle(new_bundle_id(self.id, task, unique), task, tuple(of_task))
+        return Prepared(
+            bundles,
+            tuple(None if t is None else FetchSource(placement[t.node.name].device.task_name, t.name) for t in fetched),
+            {n.name: placement[n.name].device.task_name for n in expanded.graph.nodes.values() if n.op == "placeholder"},
+            expanded.graph,
+            placement,
+            _needed_state(expanded.graph, placement),
+            expanded.prefer,
+            tuple(leaves),
+            expanded.replicas,
+        )
+
+    def preview(self, leaves: Sequence[Leaf]) -> tuple[Graph, dict[str, Placed]]:
+        """The graph that would run for `leaves`, rewritten by its strategy and placed. Nothing is run or kept;
+        placeholders need no values."""
+        with self._lock:
+            self._check_leaves(leaves)
+            nodes = ancestors([x if isinstance(x, Node) else x.node for x in leaves])
+            feeds = {n.outputs[0]: n.outputs[0].spec for n in nodes if n.op == "placeholder"}
+            infos = self.cluster.devices()
+            pruned = prune(self.graph, leaves, feeds)
+            wanted = [
+                pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves
+            ]
+            expanded = parallel.expand(pruned.graph, wanted, [i.spec for i in infos])
+            homes = self._homes_of(expanded.graph)
+            return expanded.graph, place(
+                expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports
+            )
+
+    def _homes_of(self, graph: Graph) -> dict[str, DeviceSpec]:
+        keys = {n.name: _state_key(graph, n.name) for n in graph.nodes.values() if n.op == "variable"}
+        return {name: self._homes[key] for name, key in keys.items() if key in self._homes}
+
+    def _register(self, prepared: Prepared) -> None:
+        for task, bundle in prepared.bundles.items():
+            if (task, bundle.id) not in self._registered:
+                self._transports[task].register(bundle)
+                self._registered.add((task, bundle.id))
+
+    def _initialise(self, prepared: Prepared) -> None:
+        """Runs the initialisers of variables that have no value yet, those they depend on first."""
+        for node in prepared.graph.nodes.values():
+            if node.op == "variable":
+                key = _state_key(prepared.graph, node.name)
+                self._homes.setdefault(key, prepared.placement[node.name].device)
+        missing = [key for key in prepared.state if key not in self._initialised]
+        if missing:
+            self._run_initialisers(missing, prepared)
+        self._register(prepared)
+
+    def _run_initialisers(self, keys: Sequence[str], prepared: Prepared) -> None:
+        circle = [k for k in keys if k in self._initialising]
+        if circle:
+            raise GraphError(f"the initial value of {circle[0].rsplit(':', 1)[0]!r} depends on itself")
+        names = [k.rsplit(":", 1)[0] for k in keys]
+        nodes = [self.graph.node(f"{name}/initialize") for name in names]
+        self._initialising += keys
+        try:
+            plan = self._build(nodes, {}, None)
+            self._initialise(plan)
+            self._execute(plan, {})
+        finally:
+            del self._initialising[-len(keys) :]
+        self._initialised.update(keys)
+
+    # --- the cluster -----------------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        """Connects when the cluster has changed; forgets state that was on workers which are gone or started anew."""
+        if self.cluster.id == self._cluster_id:
+            return
+        for remove in self._removers:
+            remove()
+        self._transports = self.cluster.connect(self.id)
+        self._removers = [t.listen(self.events.emit) for t in self._transports.values()]
+        self._driver.transports = self._transports
+        now = {task: t.worker.incarnation for task, t in self._transports.items()}
+        gone = {task for task, incarnation in self._incarnations.items() if now.get(task) != incarnation}
+        lost = {key for key, home in self._homes.items() if home.task_name in gone}
+        for key in lost:
+            del self._homes[key]
+        self._initialised -= lost
+        self._registered = {(task, b) for task, b in self._registered if task not in gone and task in now}
+        self._incarnations = now
+        self._cache.clear()
+        self._cluster_id = self.cluster.id
+
+    @property
+    def transports(self) -> Mapping[str, Transport]:
+        """Task name -> transport, of the cluster as it is now."""
+        with self._lock:
+            self._refresh()
+            return self._transports
+
+    def drop_state(self, keys: Sequence[str]) -> None:
+        """Frees state that no op can reach any more (see `owner.Change.dropped_state`)."""
+        with self._lock:
+            known = [k for k in keys if k in self._homes]
+            for key in known:
+                del self._homes[key]
+            self._initialised -= set(known)
+            transports = list(self._transports.values())
+        for transport in transports:
+            try:
+                transport.drop_state(tuple(keys))
+            except NbflowError:
+                # A worker that cannot be reached has lost the state, or frees it when the session's lease ends.
+                continue
+
+    def close(self) -> None:
+        """Frees the session's state on all workers. The cluster lives on."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for remove in self._removers:
+                remove()
+            transports, self._transports = self._transports, {}
+        for transport in transports.values():
+            transport.close()
+        if self._own_cluster is not None:
+            self._own_cluster.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _tensor(key: Any) -> Tensor:
+    if isinstance(key, Tensor):
+        return key
+    convert = getattr(key, "to_tensor", None)
+    if convert is None or isinstance(key, type):
+        raise GraphError(f"cannot feed {key!r}: the keys of feeds are tensors")
+    tensor: Tensor = convert()
+    return tensor
+
+
+def _state_key(graph: Graph, name: str) -> str:
+    return f"{name}:{graph.generations.get(name, 0)}"
+
+
+def _needed_state(graph: Graph, placement: Mapping[str, Placed]) -> dict[str, DeviceSpec]:
+    """State keys of the variables that something other than their initialiser uses."""
+    used = {
+        t.node.name for n in graph.nodes.values() if n.op != "initialize" for t in n.inputs if t.node.op == "variable"
+    }
+    return {_state_key(graph, name): placement[name].device for name in graph.nodes if name in used}
