@@ -1,0 +1,62 @@
+"""`%placement`: where each op ran, what was asked, and why it went there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import line_magic, magics_class
+
+import nbflow
+from nbflow_kernel import cell
+from nbflow_kernel.magics.base import Family, Parser
+from nbflow_kernel.table import Table
+
+
+def placement(fetches: Any = None) -> Table:
+    """The placement of `fetches`; None: of what ran last. Raises GraphError when nothing has run."""
+    return as_table(nbflow.placement(fetches))
+
+
+def as_table(rows: Iterable[Any]) -> Table:
+    found = tuple((row.op, row.asked or "-", row.actual, row.why) for row in rows)
+    count: dict[str, int] = {}
+    for _, _, actual, _ in found:
+        count[actual] = count.get(actual, 0) + 1
+    caption = f"{len(found)} ops: " + ", ".join(f"{n} on {device}" for device, n in sorted(count.items()))
+    return Table(("op", "asked", "actual", "why"), found, caption, "nothing to place")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="%placement", description="Shows the device of each op, the one asked for, and the reason.")
+    parser.add_argument("names", nargs="*", help="Python names of tensors, or names of ops; without: what ran last")
+    return parser
+
+
+_PARSER = _parser()
+
+
+@magics_class
+class PlacementMagics(Family):
+    name = "placement"
+
+    @line_magic
+    def placement(self, line: str) -> Table:
+        names = _PARSER.parse_line(line).names
+        return placement([self._find(name) for name in names] if names else None)
+
+    placement.__doc__ = _PARSER.format_help()
+
+    def _find(self, name: str) -> Any:
+        value = self.shell.user_ns.get(name)
+        if value is not None and (cell.nodes_of(value) or cell.tensor_of(value) is not None):
+            return value
+        graph = nbflow.get_graph()
+        node = graph.find(name)
+        if node is None:
+            raise UsageError(f"{name!r} is neither a Python name of a tensor nor the name of an op")
+        return node.outputs[0] if node.outputs else node
+
+    def complete(self, words: Sequence[str]) -> Sequence[str]:
+        return sorted(n for n, v in self.shell.user_ns.items() if not n.startswith("_") and cell.nodes_of(v))
