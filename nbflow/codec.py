@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from nbflow import device as devices
 from nbflow import graph as graphs
 from nbflow import op as ops
+from nbflow.device import parse_device
 from nbflow.errors import GraphError, NbflowError, Rejected, StaleError
 from nbflow.graph import Graph, Node, Owner, Tensor
 from nbflow.proto import wire_pb2 as pb
@@ -296,7 +296,7 @@ def _node_from(graph: Graph, item: pb.NodeDef) -> Node:
         (),
         decode_attrs(item.attrs),
         [decode_spec(s) for s in item.outputs],
-        device=devices.parse(item.device),
+        device=parse_device(item.device),
         colocate=tuple(item.colocate),
         owner=Owner(item.owner_id, item.owner_label),
         line=item.line,

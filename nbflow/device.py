@@ -66,7 +66,7 @@ class DeviceSpec:
         )
 
 
-def parse(text: str | DeviceSpec | None) -> DeviceSpec:
+def parse_device(text: str | DeviceSpec | None) -> DeviceSpec:
     """A DeviceSpec from text. Raises PlacementError that shows the grammar for anything else."""
     if isinstance(text, DeviceSpec):
         return text

@@ -19,9 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nbflow import device as devices
 from nbflow import op as ops
-from nbflow.device import DeviceSpec
+from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import GraphError, NameInUseError, NbflowError
 from nbflow.op import Attrs
 from nbflow.spec import Shape, TensorSpec
@@ -419,7 +418,7 @@ class Graph:
             controls = dict.fromkeys([*(n for group in self._controls for n in group), *control_inputs])
             asked = self._devices[-1] if self._devices else DeviceSpec()
             if device is not None:
-                asked = asked.merge(devices.parse(device))
+                asked = asked.merge(parse_device(device))
             together = dict.fromkeys([*(n for group in self._colocate for n in group), *colocate])
             node = Node(
                 self,
@@ -522,7 +521,7 @@ class Graph:
     def device(self, spec: str | DeviceSpec | None) -> Iterator[None]:
         """Nodes made inside ask for `spec`, merged into the surrounding one; None forgets the surrounding one."""
         outer = self._devices[-1] if self._devices else DeviceSpec()
-        self._devices.append(DeviceSpec() if spec is None else outer.merge(devices.parse(spec)))
+        self._devices.append(DeviceSpec() if spec is None else outer.merge(parse_device(spec)))
         try:
             yield
         finally:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nbflow import device as devices
 from nbflow.cost import CostModel
-from nbflow.device import DeviceSpec
+from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import PlacementError
 from nbflow.graph import Graph, Node
 from nbflow.op import nbytes_of
@@ -177,7 +176,7 @@ def _place_state(
 
 def _state_candidates(group: _Group, variable: Node, prefer: Mapping[str, str]) -> list[DeviceSpec]:
     if variable.name in prefer:
-        wanted = devices.parse(prefer[variable.name])
+        wanted = parse_device(prefer[variable.name])
         found = [d for d in group.candidates if wanted.matches(d)]
         if found:
             return found

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nbflow import device as devices
 from nbflow import op as ops
 from nbflow.backends.base import Backend, Context
+from nbflow.device import parse_device
 from nbflow.errors import (
     Cancelled,
     DataError,
@@ -97,7 +97,7 @@ class Program:
     @staticmethod
     def bind(plan: Plan, backends: Mapping[str, Backend], task: str) -> Program:
         """Raises Rejected when the plan asks for a device or op that is not here."""
-        spec = devices.parse(plan.device)
+        spec = parse_device(plan.device)
         backend = backends.get(spec.type or "cpu")
         if backend is None:
             raise Rejected(f"{task} has no {spec.type} device", worker=task)
@@ -312,7 +312,7 @@ class Program:
 
     def _bind_send(self, instruction: Instruction) -> Runner:
         key = str(instruction.attrs["key"])
-        task = devices.parse(str(instruction.attrs["destination"])).task_name
+        task = parse_device(str(instruction.attrs["destination"])).task_name
         source = instruction.inputs[0] if instruction.inputs else -1
         token_value = np.empty(0, np.uint8)  # a control edge: something must arrive, nothing need be in it
 

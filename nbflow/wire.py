@@ -17,8 +17,8 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from nbflow import codec, errors
-from nbflow import device as devices
 from nbflow.codec import Get, HostArray, Put
+from nbflow.device import parse_device
 from nbflow.errors import NbflowError, PlacementError, Rejected, RunError, VersionMismatch, WorkerError
 from nbflow.events import EVENT_TYPES, Event
 from nbflow.plan import Bundle, Constant, Feed, Fetch, Instruction, Plan
@@ -205,7 +205,7 @@ def decode_bundle(message: pb.Bundle, get: Get | None = None, *, knows: Callable
 
 def _decode_plan(message: pb.Plan, get: Get | None, knows: Callable[[str], bool] | None) -> Plan:
     try:
-        full = devices.parse(message.device).is_full
+        full = parse_device(message.device).is_full
     except PlacementError as error:
         raise Rejected(f"a plan for no device was sent: {error.message}") from None
     if not full or message.slots > MAX_SLOTS:

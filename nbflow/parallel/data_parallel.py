@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbflow import device as devices
-from nbflow.device import DeviceSpec
+from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Tensor, ancestors, topological
 from nbflow.op import AttrValue
@@ -44,8 +43,8 @@ class DataParallel:
     compress: str | None = None
 
     def __post_init__(self) -> None:
-        devices.parse(self.workers)
-        devices.parse(self.ps)
+        parse_device(self.workers)
+        parse_device(self.ps)
         if self.backup:
             raise GraphError(f"backup={self.backup}: backup workers are not supported yet; use backup=0")
         if self.compress is not None:
@@ -60,7 +59,7 @@ class DataParallel:
 
     def replica_devices(self, available: Sequence[DeviceSpec]) -> list[DeviceSpec]:
         """One device a replica: every GPU that matches, or where a task has none its first device."""
-        wanted = devices.parse(self.workers)
+        wanted = parse_device(self.workers)
         found: dict[tuple[str | None, int | None], list[DeviceSpec]] = {}
         for device in available:
             if wanted.matches(device):
@@ -115,7 +114,7 @@ def _unchanged(graph: Graph, prefer: dict[str, str] | None = None) -> Expanded:
 
 def _preferred(graph: Graph, strategy: DataParallel, available: Sequence[DeviceSpec]) -> dict[str, str]:
     wanted = strategy.ps
-    if not wanted or not any(devices.parse(wanted).matches(d) for d in available):
+    if not wanted or not any(parse_device(wanted).matches(d) for d in available):
         wanted = strategy.workers
     return {n.name: wanted for n in graph.nodes.values() if n.op == "variable" and not str(n.device)}
 

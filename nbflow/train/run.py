@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from nbflow import device as devices
 from nbflow import errors
 from nbflow.current import current_session
+from nbflow.device import parse_device
 from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
 from nbflow.events import Emitter, Event, Listener, Metric, RunState, WorkerState
 from nbflow.graph import Node, Tensor, as_node
@@ -327,7 +327,7 @@ def _member(
 ) -> _Member:
     sources = [s for s in report.sources[1:] if s is not None]
     metrics = tuple(MetricSource(n, s.task, s.name) for n, s in zip(names, sources, strict=True))
-    tasks = [devices.parse(d).task_name for d in plain.replicas]
+    tasks = [parse_device(d).task_name for d in plain.replicas]
     leader = tasks[min(index, len(tasks) - 1)] if tasks else next(iter(plain.bundles))
     if leader not in plain.bundles:
         leader = next(iter(plain.bundles))
