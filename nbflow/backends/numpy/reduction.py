@@ -1,7 +1,153 @@
-"""numpy: reduction."""
+"""numpy: reductions, by the ufuncs' own `reduce`, which spares numpy's Python wrappers."""
 
 from __future__ import annotations
 
-from nbflow.backends.base import Table
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nbflow.backends.base import Implementation, Table
 
 TABLE = Table()
+_add: Any = np.add  # numpy's stubs reject `out=None` beside `keepdims`
+A = np.ndarray[Any, Any]
+Axis = int | tuple[int, ...] | None
+
+
+def _adding(ufunc: Any) -> Implementation:
+    def implementation(x: A, *, axis: Axis, keepdims: bool, dtype: np.dtype[Any] | None, out: A | None = None) -> A:
+        if dtype is None and x.dtype.kind == "f":
+            dtype = x.dtype
+        made: A = ufunc.reduce(x, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
+        return made
+
+    return implementation
+
+
+def _plain(ufunc: Any) -> Implementation:
+    def implementation(x: A, *, axis: Axis, keepdims: bool, out: A | None = None) -> A:
+        made: A = ufunc.reduce(x, axis=axis, out=out, keepdims=keepdims)
+        return made
+
+    return implementation
+
+
+TABLE["sum"] = _adding(np.add)
+TABLE["prod"] = _adding(np.multiply)
+TABLE["max"] = _plain(np.maximum)
+TABLE["min"] = _plain(np.minimum)
+TABLE["any"] = _plain(np.logical_or)
+TABLE["all"] = _plain(np.logical_and)
+
+
+def _axes(x: A, axis: Axis) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(x.ndim))
+    return tuple(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+
+
+def _size(x: A, axis: Axis) -> int:
+    return math.prod(x.shape[a] for a in _axes(x, axis))
+
+
+@TABLE.implements("mean")
+def _mean(x: A, *, axis: Axis, keepdims: bool, out: A | None = None) -> A:
+    # Half precision overflows at 65504 summands of 1: it is added in single precision, as numpy does.
+    dtype = np.dtype(np.float32) if x.dtype == np.float16 else x.dtype
+    if dtype != x.dtype:
+        total = _add.reduce(x, axis=axis, dtype=dtype, keepdims=keepdims)
+        made: A = np.asarray(np.true_divide(total, _size(x, axis)), x.dtype)
+        if out is None:
+            return made
+        np.copyto(out, made)
+        return out
+    made = np.true_divide(
+        _add.reduce(x, axis=axis, out=out, keepdims=keepdims), x.dtype.type(_size(x, axis)), out=out
+    )
+    return made
+
+
+@TABLE.implements("count")
+def _count(x: A, *, axis: Axis, dtype: np.dtype[Any]) -> A:
+    return np.asarray(_size(x, axis), dtype)
+
+
+@TABLE.implements("argmax")
+def _argmax(x: A, *, axis: int | None, keepdims: bool, out: A | None = None) -> A:
+    made: A = np.argmax(x, axis=axis, out=out, keepdims=keepdims)
+    return made
+
+
+@TABLE.implements("argmin")
+def _argmin(x: A, *, axis: int | None, keepdims: bool, out: A | None = None) -> A:
+    made: A = np.argmin(x, axis=axis, out=out, keepdims=keepdims)
+    return made
+
+
+@TABLE.implements("cumulative_sum")
+def _cumulative_sum(x: A, *, axis: int, include_initial: bool, dtype: np.dtype[Any] | None, out: A | None = None) -> A:
+    if dtype is None and x.dtype.kind in "fc":
+        dtype = x.dtype
+    if not include_initial:
+        made: A = np.add.accumulate(x, axis=axis, dtype=_wide(x.dtype) if dtype is None else dtype, out=out)
+        return made
+    if out is None:
+        place = axis % x.ndim
+        shape = (*x.shape[:place], x.shape[place] + 1, *x.shape[place + 1 :])
+        out = np.empty(shape, _wide(x.dtype) if dtype is None else dtype)
+    lines = np.moveaxis(out, axis, 0)
+    lines[0] = 0
+    np.add.accumulate(np.moveaxis(x, axis, 0), axis=0, dtype=out.dtype, out=lines[1:])
+    return out
+
+
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype.kind == "b":
+        return np.dtype(np.int64)
+    return np.dtype(f"{dtype.kind}8") if dtype.kind in "iu" else dtype
+
+
+# --- products of all other elements ----------------------------------------------------------------------------------
+
+
+@TABLE.implements("prod_others")
+def _prod_others(x: A, *, axis: Axis) -> A:
+    rows, back = _rows(x, axis)
+    return back(_others(rows))
+
+
+@TABLE.implements("prod_others_grad")
+def _prod_others_grad(x: A, grad: A, *, axis: Axis) -> A:
+    # d/dx_j of sum_i g_i * prod_{k != i} x_k  =  sum_{i != j} g_i * prod_{k != i, j} x_k
+    rows, back = _rows(x, axis)
+    weights, _ = _rows(grad, axis)
+    total = np.zeros_like(rows)
+    for i in range(rows.shape[-1]):
+        without = rows.copy()
+        without[..., i] = 1
+        part = _others(without) * weights[..., i : i + 1]
+        part[..., i] = 0
+        total += part
+    return back(total)
+
+
+def _others(rows: A) -> A:
+    """Along the last dimension: the product of what is before, times the product of what is after."""
+    before, after = np.ones_like(rows), np.ones_like(rows)
+    np.multiply.accumulate(rows[..., :-1], axis=-1, out=before[..., 1:])
+    np.multiply.accumulate(rows[..., :0:-1], axis=-1, out=after[..., -2::-1])
+    return before * after
+
+
+def _rows(x: A, axis: Axis) -> tuple[A, Callable[[A], A]]:
+    """`x` with the dimensions `axis` flattened into the last one, and the way back."""
+    axes = _axes(x, axis)
+    last = tuple(range(x.ndim - len(axes), x.ndim))
+    moved = np.moveaxis(x, axes, last)
+
+    def back(rows: A) -> A:
+        return np.moveaxis(rows.reshape(moved.shape), last, axes)
+
+    return moved.reshape(*moved.shape[: x.ndim - len(axes)], _size(x, axis)), back

@@ -1,0 +1,474 @@
+"""Arithmetic, element by element, with array API broadcasting: dtype rule and derivative of each op in a row.
+
+A derivative is `f(g, x, y)`: the gradient for the input from the gradient `g` of the output, the inputs and the output
+`y` (for two inputs: `f(g, x, y, z)`). Derivatives are made of ops of this package, so they have derivatives themselves.
+Integer and boolean tensors carry no gradient; neither, in this version, do complex ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nbflow import op
+from nbflow.errors import DTypeError
+from nbflow.graph import Node, Tensor
+from nbflow.op import Attrs, Cost
+from nbflow.ops._build import (
+    ArrayLike,
+    Binary,
+    Unary,
+    as_tensor,
+    binary,
+    broadcast_infer,
+    build,
+    convert,
+    convert_all,
+    is_scalar,
+    named,
+    promote,
+    require_kind,
+    same_infer,
+    unary,
+)
+from nbflow.ops.shape import merge_specs, unbroadcast
+from nbflow.spec import DTypeLike, TensorSpec, as_dtype, broadcast_shapes
+
+Grads = Sequence[Tensor | None]
+Derivative1 = Callable[[Tensor, Tensor, Tensor], Tensor]
+Derivative2 = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+# A transcendental function costs about this many multiplications on a CPU.
+_TRANSCENDENTAL = 10.0
+
+
+def _unary_op(name: str, ufunc: np.ufunc, derivative: Derivative1 | None, doc: str, *, flops: float = 1.0) -> Unary:
+    def gradient(node: Node, grads: Grads) -> Grads:
+        (grad,) = grads
+        assert grad is not None  # the only output
+        assert derivative is not None
+        return [derivative(grad, node.inputs[0], node.outputs[0])]
+
+    op.define(
+        name,
+        infer=broadcast_infer(ufunc),
+        gradient=None if derivative is None else gradient,
+        cost=_cost(flops),
+        doc=doc,
+        out=True,
+        elementwise=True,
+    )
+
+    def function(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
+        return unary(op_name, x, name=name)
+
+    op_name = name
+    made: Unary = named(function, name, doc, __name__)
+    return made
+
+
+def _binary_op(
+    name: str,
+    ufunc: np.ufunc,
+    derivatives: tuple[Derivative2, Derivative2 | None] | None,
+    doc: str,
+    *,
+    flops: float = 1.0,
+) -> Binary:
+    def gradient(node: Node, grads: Grads) -> Grads:
+        (grad,) = grads
+        assert grad is not None  # the only output
+        assert derivatives is not None
+        x, y = node.inputs
+        out: list[Tensor | None] = []
+        for mine, other, derivative in ((x, y, derivatives[0]), (y, x, derivatives[1])):
+            if derivative is None:
+                out.append(None)
+            else:
+                out.append(unbroadcast(derivative(grad, x, y, node.outputs[0]), mine, other.shape))
+        return out
+
+    op.define(
+        name,
+        infer=broadcast_infer(ufunc),
+        gradient=None if derivatives is None else gradient,
+        cost=_cost(flops),
+        doc=doc,
+        out=True,
+        elementwise=True,
+    )
+
+    def function(x: ArrayLike, y: ArrayLike, /, *, name: str | None = None) -> Tensor:
+        return binary(op_name, x, y, name=name)
+
+    op_name = name
+    made: Binary = named(function, name, doc, __name__)
+    return made
+
+
+def _cost(flops: float) -> op.CostRule:
+    def cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> Cost:
+        return Cost(flops * sum(op.size_of(o) for o in outputs), op.nbytes_of(inputs) + op.nbytes_of(outputs))
+
+    return cost
+
+
+def _zero(like: Tensor) -> Tensor:
+    return convert(0, like.dtype, like=like)
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+add = _binary_op("add", np.add, (lambda g, x, y, z: g, lambda g, x, y, z: g), "x + y.")
+subtract = _binary_op("subtract", np.subtract, (lambda g, x, y, z: g, lambda g, x, y, z: -g), "x - y.")
+multiply = _binary_op("multiply", np.multiply, (lambda g, x, y, z: g * y, lambda g, x, y, z: g * x), "x * y.")
+divide = _binary_op(
+    "divide",
+    np.divide,
+    (lambda g, x, y, z: g / y, lambda g, x, y, z: -g * z / y),
+    "x / y. Integers give float64.",
+    flops=4,
+)
+floor_divide = _binary_op("floor_divide", np.floor_divide, None, "x // y, rounded down. No gradient.", flops=8)
+remainder = _binary_op(
+    "remainder",
+    np.remainder,
+    (lambda g, x, y, z: g, lambda g, x, y, z: -g * floor_divide(x, y)),
+    "x - y * floor(x / y): the sign is that of y.",
+    flops=8,
+)
+negative = _unary_op("negative", np.negative, lambda g, x, y: -g, "-x.")
+positive = _unary_op("positive", np.positive, lambda g, x, y: g, "+x.")
+abs = _unary_op("abs", np.absolute, lambda g, x, y: g * sign(x), "|x|; the gradient at 0 is 0.")
+sign: Unary = _unary_op("sign", np.sign, None, "-1, 0 or 1. No gradient.")
+square = _unary_op("square", np.square, lambda g, x, y: g * x * 2, "x * x.")
+sqrt = _unary_op("sqrt", np.sqrt, lambda g, x, y: g * 0.5 / y, "Square root.", flops=4)
+rsqrt = _unary_op("rsqrt", np.sqrt, lambda g, x, y: g * y * y * y * -0.5, "1 / sqrt(x).", flops=8)
+reciprocal = _unary_op("reciprocal", np.reciprocal, lambda g, x, y: -g * y * y, "1 / x.", flops=4)
+
+
+def _power_base(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    # y * x**(y-1), which for y = 0 would be 0 * inf where x is 0.
+    return g * y * build("pow", (x, where(equal(y, 0), 1, y - 1)))
+
+
+def _power_exponent(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    # The derivative for y exists only for x > 0; elsewhere it is taken as 0, as TensorFlow and JAX do.
+    usable = greater(x, 0)
+    return g * z * where(usable, log(where(usable, x, 1)), 0)
+
+
+_power = _binary_op(
+    "pow",
+    np.power,
+    (_power_base, _power_exponent),
+    "x ** y. Integers to a negative integer power are an error at run time.",
+    flops=2 * _TRANSCENDENTAL,
+)
+
+
+def pow(x: ArrayLike, y: ArrayLike, /, *, name: str | None = None) -> Tensor:
+    """x ** y. Integers to a negative integer power are an error at run time."""
+    if is_scalar(y) and as_tensor(x) is not None and not isinstance(y, bool):
+        # The two powers that people write most have ops that are ten times as fast as numpy's power.
+        if y == 2:
+            return square(x, name=name)
+        if y == 0.5 and convert(x).dtype.kind == "f":
+            return sqrt(x, name=name)
+    return _power(x, y, name=name)
+
+
+# --- exponentials and trigonometry -----------------------------------------------------------------------------------
+
+_T = _TRANSCENDENTAL
+exp = _unary_op("exp", np.exp, lambda g, x, y: g * y, "e ** x.", flops=_T)
+expm1 = _unary_op("expm1", np.expm1, lambda g, x, y: g * (y + 1), "e ** x - 1, exact near 0.", flops=_T)
+log = _unary_op("log", np.log, lambda g, x, y: g / x, "Natural logarithm.", flops=_T)
+log1p = _unary_op("log1p", np.log1p, lambda g, x, y: g / (x + 1), "log(1 + x), exact near 0.", flops=_T)
+log2 = _unary_op("log2", np.log2, lambda g, x, y: g / (x * math.log(2)), "Logarithm to base 2.", flops=_T)
+log10 = _unary_op("log10", np.log10, lambda g, x, y: g / (x * math.log(10)), "Logarithm to base 10.", flops=_T)
+sin = _unary_op("sin", np.sin, lambda g, x, y: g * cos(x), "Sine; radians.", flops=_T)
+cos: Unary = _unary_op("cos", np.cos, lambda g, x, y: -g * sin(x), "Cosine; radians.", flops=_T)
+tan = _unary_op("tan", np.tan, lambda g, x, y: g * (y * y + 1), "Tangent; radians.", flops=_T)
+sinh = _unary_op("sinh", np.sinh, lambda g, x, y: g * cosh(x), "Hyperbolic sine.", flops=_T)
+cosh: Unary = _unary_op("cosh", np.cosh, lambda g, x, y: g * sinh(x), "Hyperbolic cosine.", flops=_T)
+tanh = _unary_op("tanh", np.tanh, lambda g, x, y: g * (1 - y * y), "Hyperbolic tangent.", flops=_T)
+asin = _unary_op("asin", np.arcsin, lambda g, x, y: g * rsqrt(1 - x * x), "Inverse sine, radians.", flops=_T)
+acos = _unary_op("acos", np.arccos, lambda g, x, y: -g * rsqrt(1 - x * x), "Inverse cosine, radians.", flops=_T)
+atan = _unary_op("atan", np.arctan, lambda g, x, y: g / (x * x + 1), "Inverse tangent, radians.", flops=_T)
+asinh = _unary_op("asinh", np.arcsinh, lambda g, x, y: g * rsqrt(x * x + 1), "Inverse of sinh.", flops=_T)
+acosh = _unary_op("acosh", np.arccosh, lambda g, x, y: g * rsqrt(x * x - 1), "Inverse of cosh.", flops=_T)
+atanh = _unary_op("atanh", np.arctanh, lambda g, x, y: g / (1 - x * x), "Inverse of tanh.", flops=_T)
+atan2 = _binary_op(
+    "atan2",
+    np.arctan2,
+    (lambda g, x, y, z: g * y / (x * x + y * y), lambda g, x, y, z: -g * x / (x * x + y * y)),
+    "The angle of the point (y, x): inverse tangent of x / y in the right quadrant, radians.",
+    flops=2 * _T,
+)
+hypot = _binary_op(
+    "hypot", np.hypot, (lambda g, x, y, z: g * x / z, lambda g, x, y, z: g * y / z), "sqrt(x*x + y*y).", flops=_T
+)
+logaddexp = _binary_op(
+    "logaddexp",
+    np.logaddexp,
+    (lambda g, x, y, z: g * exp(x - z), lambda g, x, y, z: g * exp(y - z)),
+    "log(exp(x) + exp(y)) without overflow.",
+    flops=2 * _T,
+)
+# numpy has no error function: the dtype rule is that of sqrt, which also takes every real number to a float.
+erf = _unary_op(
+    "erf",
+    np.sqrt,
+    lambda g, x, y: g * exp(-x * x) * (2 / math.sqrt(math.pi)),
+    "The error function, 2 / sqrt(pi) times the integral of exp(-t*t) from 0 to x.",
+    flops=3 * _T,
+)
+
+# --- rounding --------------------------------------------------------------------------------------------------------
+
+floor = _unary_op("floor", np.floor, None, "The greatest integer not above x, in x's dtype. No gradient.")
+ceil = _unary_op("ceil", np.ceil, None, "The least integer not below x, in x's dtype. No gradient.")
+trunc = _unary_op("trunc", np.trunc, None, "x rounded towards 0, in x's dtype. No gradient.")
+op.define(
+    "round",
+    infer=same_infer,
+    gradient=None,
+    out=True,
+    elementwise=True,
+    doc="The nearest integer, halves to even, in x's dtype. No gradient.",
+)
+
+
+def round(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
+    """The nearest integer, halves to even, in the dtype of `x`."""
+    return unary("round", x, name=name)
+
+
+# --- comparison and logic --------------------------------------------------------------------------------------------
+
+equal = _binary_op("equal", np.equal, None, "x == y, boolean. No gradient.")
+not_equal = _binary_op("not_equal", np.not_equal, None, "x != y, boolean. No gradient.")
+less = _binary_op("less", np.less, None, "x < y, boolean. No gradient.")
+less_equal = _binary_op("less_equal", np.less_equal, None, "x <= y, boolean. No gradient.")
+greater = _binary_op("greater", np.greater, None, "x > y, boolean. No gradient.")
+greater_equal = _binary_op("greater_equal", np.greater_equal, None, "x >= y, boolean. No gradient.")
+logical_and = _binary_op("logical_and", np.logical_and, None, "Both are true (not 0). No gradient.")
+logical_or = _binary_op("logical_or", np.logical_or, None, "One is true (not 0). No gradient.")
+logical_xor = _binary_op("logical_xor", np.logical_xor, None, "Exactly one is true (not 0). No gradient.")
+logical_not = _unary_op("logical_not", np.logical_not, None, "It is false (0). No gradient.")
+isnan = _unary_op("isnan", np.isnan, None, "It is not a number. No gradient.")
+isinf = _unary_op("isinf", np.isinf, None, "It is infinite. No gradient.")
+isfinite = _unary_op("isfinite", np.isfinite, None, "It is neither infinite nor NaN. No gradient.")
+bitwise_and = _binary_op("bitwise_and", np.bitwise_and, None, "Bits set in both; `and` of booleans. No gradient.")
+bitwise_or = _binary_op("bitwise_or", np.bitwise_or, None, "Bits set in one; `or` of booleans. No gradient.")
+bitwise_xor = _binary_op("bitwise_xor", np.bitwise_xor, None, "Bits set in exactly one. No gradient.")
+bitwise_invert = _unary_op("bitwise_invert", np.bitwise_invert, None, "Bits flipped; `not` of booleans. No gradient.")
+bitwise_left_shift = _binary_op("bitwise_left_shift", np.left_shift, None, "x * 2**y of integers. No gradient.")
+bitwise_right_shift = _binary_op("bitwise_right_shift", np.right_shift, None, "x // 2**y of integers. No gradient.")
+
+# --- choice ----------------------------------------------------------------------------------------------------------
+
+# At a tie the whole gradient goes to x, so that the two parts always add up to it.
+maximum = _binary_op(
+    "maximum",
+    np.maximum,
+    (
+        lambda g, x, y, z: where(greater_equal(x, y), g, _zero(g)),
+        lambda g, x, y, z: where(greater_equal(x, y), _zero(g), g),
+    ),
+    "The greater one; NaN if one is NaN.",
+)
+minimum = _binary_op(
+    "minimum",
+    np.minimum,
+    (
+        lambda g, x, y, z: where(less_equal(x, y), g, _zero(g)),
+        lambda g, x, y, z: where(less_equal(x, y), _zero(g), g),
+    ),
+    "The lesser one; NaN if one is NaN.",
+)
+
+
+def _where_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    require_kind(inputs[0], "b", "the condition of where is boolean")
+    shape = broadcast_shapes(*(s.shape for s in inputs))
+    return [TensorSpec(shape, promote(inputs[1].dtype, inputs[2].dtype))]
+
+
+def _where_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    condition, x, y = node.inputs
+    return [
+        None,
+        unbroadcast(where(condition, grad, _zero(grad)), x, condition.shape, y.shape),
+        unbroadcast(where(condition, _zero(grad), grad), y, condition.shape, x.shape),
+    ]
+
+
+op.define(
+    "where",
+    infer=_where_infer,
+    gradient=_where_gradient,
+    out=True,
+    elementwise=True,
+    doc="x where the condition holds, y elsewhere.",
+)
+
+
+def where(condition: ArrayLike, x: ArrayLike, y: ArrayLike, /, *, name: str | None = None) -> Tensor:
+    """`x` where the boolean `condition` holds, `y` elsewhere; all three broadcast together."""
+    found = convert(condition)
+    values = convert_all((x, y)) if not (is_scalar(x) and is_scalar(y)) else [convert(x), convert(y)]
+    return build("where", (found, *values), name=name)
+
+
+def _clip_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    # Inside, bounds included: a NaN is neither, and its gradient is 0.
+    low, high = node.attrs["min"], node.attrs["max"]
+    x = node.inputs[0]
+    if low is None and high is None:
+        return [grad]
+    inside = [greater_equal(x, low)] if low is not None else []
+    inside += [less_equal(x, high)] if high is not None else []
+    both = inside[0] if len(inside) == 1 else logical_and(*inside)
+    return [where(both, grad, _zero(grad))]
+
+
+op.define(
+    "clip",
+    infer=same_infer,
+    gradient=_clip_gradient,
+    out=True,
+    elementwise=True,
+    doc="x moved into [min, max]. attrs: min, max (numbers or None).",
+)
+
+
+def clip(
+    x: ArrayLike, /, min: ArrayLike | None = None, max: ArrayLike | None = None, *, name: str | None = None
+) -> Tensor:
+    """`x` moved into [`min`, `max`]; None leaves a side open. Bounds are numbers, or tensors broadcast with `x`."""
+    tensor = convert(x)
+    if all(b is None or is_scalar(b) for b in (min, max)):
+        for bound in (min, max):
+            if bound is not None:
+                _check_bound(bound, tensor)
+        return build("clip", (tensor,), {"min": min, "max": max}, name=name)
+    low = tensor if min is None else maximum(tensor, min, name=name if max is None else None)
+    return low if max is None else minimum(low, max, name=name)
+
+
+def _check_bound(bound: Any, x: Tensor) -> None:
+    fits = {"b": (), "i": (int,), "u": (int,), "f": (int, float)}.get(x.dtype.kind, ())
+    if isinstance(bound, bool) or not isinstance(bound, fits):
+        raise DTypeError(f"the bound {bound!r} does not fit {x.name}, which is {x.dtype}; use nf.astype first")
+
+
+def _astype_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    if inputs[0].dtype.kind == "c" and attrs["dtype"].kind != "c":
+        raise DTypeError(f"casting {inputs[0].dtype} to {attrs['dtype']} would drop the imaginary part")
+    return [TensorSpec(inputs[0].shape, attrs["dtype"])]
+
+
+def _astype_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    return [astype(grad, node.inputs[0].dtype) if node.inputs[0].dtype.kind == "f" else None]
+
+
+op.define(
+    "astype",
+    infer=_astype_infer,
+    gradient=_astype_gradient,
+    out=True,
+    elementwise=True,
+    doc="x in another dtype; floats to integers truncate. attrs: dtype.",
+)
+
+
+def astype(x: ArrayLike, dtype: DTypeLike, /, *, name: str | None = None) -> Tensor:
+    """`x` in another dtype; `x` itself when it has it already. Floats become integers by truncation."""
+    tensor = convert(x)
+    wanted = as_dtype(dtype)
+    if tensor.dtype == wanted and name is None:
+        return tensor
+    return build("astype", (tensor,), {"dtype": wanted}, name=name)
+
+
+# --- sums of many ----------------------------------------------------------------------------------------------------
+
+
+def _add_n_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    if not inputs:
+        raise DTypeError("add_n of nothing has no dtype; use nf.zeros")
+    return [merge_specs(inputs, "the terms of add_n")]
+
+
+op.define(
+    "add_n",
+    infer=_add_n_infer,
+    gradient=lambda node, grads: [grads[0]] * len(node.inputs),
+    cost=lambda inputs, outputs, attrs: Cost(
+        len(inputs) * op.size_of(outputs[0]), op.nbytes_of(inputs) + op.nbytes_of(outputs)
+    ),
+    out=True,
+    elementwise=True,
+    doc="The sum of tensors of one spec, added in the given order, so that the rounding is always the same.",
+)
+
+
+def add_n(values: Sequence[ArrayLike], /, *, name: str | None = None) -> Tensor:
+    """The sum of tensors of one shape and dtype, added from first to last."""
+    return build("add_n", convert_all(values), name=name)
+
+
+def _weighted_sum_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    count = len(inputs) // 2
+    if not inputs or len(inputs) % 2:
+        raise DTypeError(f"weighted_sum takes as many weights as values, not {len(inputs)} inputs")
+    found = merge_specs(inputs[:count], "the terms of weighted_sum")
+    require_kind(found, "fc", "weighted_sum adds floating point values")
+    for weight in inputs[count:]:
+        require_kind(weight, "iuf", "a weight is a real number")
+        if weight.shape not in ((), None):
+            raise DTypeError(f"a weight is a scalar, not {weight}")
+    return [found]
+
+
+def _weighted_sum_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    count = len(node.inputs) // 2
+    values, weights = node.inputs[:count], node.inputs[count:]
+    out: list[Tensor | None] = [grad * astype(w, grad.dtype) for w in weights]
+    for value, weight in zip(values, weights, strict=True):
+        out.append(astype((grad * value).sum(), weight.dtype) if weight.dtype.kind == "f" else None)
+    return out
+
+
+op.define(
+    "weighted_sum",
+    infer=_weighted_sum_infer,
+    gradient=_weighted_sum_gradient,
+    cost=lambda inputs, outputs, attrs: Cost(
+        len(inputs) * op.size_of(outputs[0]), op.nbytes_of(inputs) + op.nbytes_of(outputs)
+    ),
+    out=True,
+    doc="w1*x1 + w2*x2 + … in the given order. inputs: the values, then their scalar weights. A value whose weight is "
+    "0 is not looked at: the mean over an empty shard may be NaN.",
+)
+
+
+def weighted_sum(values: Sequence[ArrayLike], weights: Sequence[ArrayLike], /, *, name: str | None = None) -> Tensor:
+    """The sum of `weights[i] * values[i]`, from first to last, without the values whose weight is 0.
+
+    Values have one floating shape and dtype; weights are real scalars of any dtype.
+    """
+    return build("weighted_sum", (*convert_all(values), *(convert(w) for w in weights)), name=name)

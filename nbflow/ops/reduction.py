@@ -1,0 +1,372 @@
+"""Sums, means, extremes and the like over dimensions.
+
+`axis` is None (all dimensions), an int or ints; with `keepdims` reduced dimensions stay, with length 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nbflow import op
+from nbflow.errors import DTypeError, GraphError, ShapeError
+from nbflow.graph import Node, Tensor
+from nbflow.op import Attrs, Cost, GradientRule
+from nbflow.ops._build import (
+    BOOL,
+    INT64,
+    ArrayLike,
+    axis_attr,
+    build,
+    convert,
+    require_kind,
+    ufunc_dtype,
+    unary,
+)
+from nbflow.ops.creation import stop_gradient
+from nbflow.ops.elementwise import astype, equal, exp, isfinite, log, sqrt, square, where
+from nbflow.ops.manipulation import expand_dims, flip, squeeze
+from nbflow.ops.shape import broadcast_like
+from nbflow.spec import Dim, DTypeLike, Shape, TensorSpec, as_dtype, normalize_axes, normalize_axis
+
+Grads = Sequence[Tensor | None]
+Axis = int | Sequence[int] | None
+
+
+def _only(grads: Grads) -> Tensor:
+    (grad,) = grads
+    assert grad is not None  # the only output of the op
+    return grad
+
+
+# --- common rules ----------------------------------------------------------------------------------------------------
+
+
+def _reduced(shape: Shape, attrs: Attrs) -> Shape:
+    axis, keepdims = attrs["axis"], attrs["keepdims"]
+    if shape is None:
+        return () if axis is None and not keepdims else None
+    axes = normalize_axes(axis, len(shape))
+    if keepdims:
+        return tuple(1 if i in axes else d for i, d in enumerate(shape))
+    return tuple(d for i, d in enumerate(shape) if i not in axes)
+
+
+def _count(x: Tensor, axis: Any) -> Tensor | int:
+    """How many elements each result of a reduction of `x` comes from: an int, or a scalar of x's dtype at run time."""
+    if x.shape is not None:
+        total = 1
+        for a in normalize_axes(axis, len(x.shape)):
+            dim = x.shape[a]
+            if dim is None:
+                break
+            total *= dim
+        else:
+            return total
+    return build("count", (x,), {"axis": axis, "dtype": x.dtype})
+
+
+def _kept(reduced: Tensor, node: Node) -> Tensor:
+    """`reduced`, shaped like the output of `node`, with the reduced dimensions put back as length 1."""
+    axis = node.attrs["axis"]
+    if node.attrs["keepdims"] or axis is None:
+        return reduced  # a scalar broadcasts as it is
+    axes = (axis,) if isinstance(axis, int) else axis
+    return expand_dims(reduced, axes) if axes else reduced
+
+
+def _reduction_cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> Cost:
+    return Cost(op.size_of(inputs[0]), op.nbytes_of(inputs) + op.nbytes_of(outputs))
+
+
+def _define(name: str, dtype_rule: Any, gradient: GradientRule | None, doc: str) -> None:
+    def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+        return [TensorSpec(_reduced(inputs[0].shape, attrs), dtype_rule(inputs[0].dtype, attrs))]
+
+    op.define(
+        name,
+        infer=infer,
+        gradient=gradient,
+        cost=_reduction_cost,
+        out=True,
+        doc=doc + " attrs: axis (None, int or tuple), keepdims.",
+    )
+
+
+def _reduce(op_name: str, x: ArrayLike, axis: Axis, keepdims: bool, name: str | None, **more: Any) -> Tensor:
+    return unary(op_name, x, {"axis": axis_attr(axis), "keepdims": bool(keepdims), **more}, name=name)
+
+
+# --- sum, mean, prod -------------------------------------------------------------------------------------------------
+
+
+def _accumulator(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
+    """The array API's: small integers and booleans are added as 64-bit ones."""
+    asked: np.dtype[Any] | None = attrs["dtype"]
+    if asked is not None:
+        return asked
+    if dtype.kind == "b":
+        return INT64
+    return np.dtype(f"{dtype.kind}8") if dtype.kind in "iu" else dtype
+
+
+def _sum_gradient(node: Node, grads: Grads) -> Grads:
+    x = node.inputs[0]
+    if x.dtype.kind != "f":
+        return [None]
+    return [broadcast_like(_kept(astype(_only(grads), x.dtype), node), x)]
+
+
+_define("sum", _accumulator, _sum_gradient, "The sum. attrs: dtype (None: the input's; 64 bits for integers).")
+
+
+def sum(
+    x: ArrayLike, /, *, axis: Axis = None, dtype: DTypeLike = None, keepdims: bool = False, name: str | None = None
+) -> Tensor:
+    """The sum over `axis`. Booleans and small integers are added as 64-bit integers unless `dtype` says otherwise."""
+    return _reduce("sum", x, axis, keepdims, name, dtype=None if dtype is None else as_dtype(dtype))
+
+
+def _floating(what: str) -> Any:
+    def rule(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
+        if dtype.kind not in "fc":
+            raise DTypeError(f"{what} of {dtype} is not defined; use nf.astype(x, 'float32') first")
+        return dtype
+
+    return rule
+
+
+def _mean_gradient(node: Node, grads: Grads) -> Grads:
+    x = node.inputs[0]
+    return [broadcast_like(_kept(_only(grads) / _count(x, node.attrs["axis"]), node), x)]
+
+
+_define("mean", _floating("the mean"), _mean_gradient, "The arithmetic mean of floating point values.")
+
+
+def mean(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+    """The mean over `axis`; NaN over nothing. Raises DTypeError for integers and booleans: use `nf.astype` first."""
+    return _reduce("mean", x, axis, keepdims, name)
+
+
+def _prod_gradient(node: Node, grads: Grads) -> Grads:
+    x = node.inputs[0]
+    if x.dtype.kind != "f":
+        return [None]
+    others = build("prod_others", (x,), {"axis": node.attrs["axis"]})
+    return [_kept(astype(_only(grads), x.dtype), node) * others]
+
+
+def _prod_others_gradient(node: Node, grads: Grads) -> Grads:
+    return [build("prod_others_grad", (node.inputs[0], _only(grads)), node.attrs)]
+
+
+def _no_third_derivative(node: Node, grads: Grads) -> Grads:
+    raise GraphError("third derivatives of nf.prod are not available; write the product as exp(sum(log(x))) if x > 0")
+
+
+_define("prod", _accumulator, _prod_gradient, "The product. attrs: dtype (None: the input's; 64 bits for integers).")
+op.define(
+    "prod_others",
+    infer=lambda inputs, attrs: [TensorSpec(inputs[0].shape, inputs[0].dtype)],
+    gradient=_prod_others_gradient,
+    doc="For each element the product of all others along axis, exact where elements are 0. attrs: axis.",
+)
+op.define(
+    "prod_others_grad",
+    infer=lambda inputs, attrs: [TensorSpec(inputs[0].shape, inputs[0].dtype)],
+    gradient=_no_third_derivative,
+    cost=lambda inputs, outputs, attrs: Cost(op.size_of(inputs[0]) * op.UNKNOWN_DIM, 3 * op.nbytes_of(outputs)),
+    doc="The gradient of prod_others. inputs: x, the gradient. attrs: axis.",
+)
+
+
+def prod(
+    x: ArrayLike, /, *, axis: Axis = None, dtype: DTypeLike = None, keepdims: bool = False, name: str | None = None
+) -> Tensor:
+    """The product over `axis`. Booleans and small integers multiply as 64-bit ones unless `dtype` says otherwise."""
+    return _reduce("prod", x, axis, keepdims, name, dtype=None if dtype is None else as_dtype(dtype))
+
+
+op.define(
+    "count",
+    infer=lambda inputs, attrs: [TensorSpec((), attrs["dtype"])],
+    gradient=None,
+    cost=op.free_cost,
+    doc="How many elements a reduction over axis takes together, a scalar. attrs: axis, dtype.",
+)
+
+# --- extremes --------------------------------------------------------------------------------------------------------
+
+
+def _extreme_gradient(node: Node, grads: Grads) -> Grads:
+    # Equal extremes share the gradient evenly.
+    x = node.inputs[0]
+    hit = astype(equal(x, _kept(node.outputs[0], node)), x.dtype)
+    hits = sum(hit, axis=node.attrs["axis"], keepdims=True)
+    return [_kept(_only(grads), node) * hit / hits]
+
+
+def _ordered(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
+    return ufunc_dtype(np.maximum, dtype, dtype)
+
+
+_define("max", _ordered, _extreme_gradient, "The greatest element; NaN if there is one.")
+_define("min", _ordered, _extreme_gradient, "The least element; NaN if there is one.")
+
+
+def max(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+    """The greatest element over `axis`; an error at run time over nothing. Equal ones share the gradient."""
+    return _reduce("max", x, axis, keepdims, name)
+
+
+def min(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+    """The least element over `axis`; an error at run time over nothing. Equal ones share the gradient."""
+    return _reduce("min", x, axis, keepdims, name)
+
+
+def _define_arg(name: str, doc: str) -> None:
+    def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+        if isinstance(attrs["axis"], tuple):
+            raise ShapeError(f"{name} takes one axis or None, not {attrs['axis']}")
+        return [TensorSpec(_reduced(inputs[0].shape, attrs), INT64)]
+
+    op.define(
+        name,
+        infer=infer,
+        gradient=None,
+        cost=_reduction_cost,
+        out=True,
+        doc=doc + " attrs: axis (None: of the flattened tensor), keepdims.",
+    )
+
+
+_define_arg("argmax", "The index (int64) of the first greatest element.")
+_define_arg("argmin", "The index (int64) of the first least element.")
+
+
+def argmax(x: ArrayLike, /, *, axis: int | None = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+    """The int64 index of the first greatest element along `axis`; None: of the flattened tensor."""
+    return _reduce("argmax", x, axis, keepdims, name)
+
+
+def argmin(x: ArrayLike, /, *, axis: int | None = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+    """The int64 index of the first least element along `axis`; None: of the flattened tensor."""
+    return _reduce("argmin", x, axis, keepdims, name)
+
+
+# --- truth -----------------------------------------------------------------------------------------------------------
+
+_define("any", lambda dtype, attrs: BOOL, None, "One element is true (not 0).")
+_define("all", lambda dtype, attrs: BOOL, None, "Every element is true (not 0).")
+
+
+def any(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+    """Whether an element over `axis` is true (not 0); false over nothing."""
+    return _reduce("any", x, axis, keepdims, name)
+
+
+def all(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+    """Whether every element over `axis` is true (not 0); true over nothing."""
+    return _reduce("all", x, axis, keepdims, name)
+
+
+# --- cumulative_sum --------------------------------------------------------------------------------------------------
+
+
+def _cumulative_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    shape = inputs[0].shape
+    dtype = _accumulator(inputs[0].dtype, attrs)
+    if shape is None:
+        return [TensorSpec(None, dtype)]
+    axis = normalize_axis(attrs["axis"], len(shape))
+    dim: Dim = shape[axis]
+    if attrs["include_initial"] and dim is not None:
+        dim += 1
+    return [TensorSpec((*shape[:axis], dim, *shape[axis + 1 :]), dtype)]
+
+
+def _cumulative_gradient(node: Node, grads: Grads) -> Grads:
+    x, axis = node.inputs[0], node.attrs["axis"]
+    if x.dtype.kind != "f":
+        return [None]
+    grad = astype(_only(grads), x.dtype)
+    total = flip(cumulative_sum(flip(grad, axis=axis), axis=axis), axis=axis)
+    if node.attrs["include_initial"]:
+        after = [slice(None)] * (-1 - axis) if axis < 0 else []
+        before: list[Any] = [...] if axis < 0 else [slice(None)] * axis
+        total = total[(*before, slice(1, None), *after)]
+    return [total]
+
+
+op.define(
+    "cumulative_sum",
+    infer=_cumulative_infer,
+    gradient=_cumulative_gradient,
+    cost=_reduction_cost,
+    out=True,
+    doc="Running sums along a dimension. attrs: axis, include_initial (start with a 0), dtype (as for sum).",
+)
+
+
+def cumulative_sum(
+    x: ArrayLike,
+    /,
+    *,
+    axis: int | None = None,
+    dtype: DTypeLike = None,
+    include_initial: bool = False,
+    name: str | None = None,
+) -> Tensor:
+    """Running sums along `axis`, which may be left out for a vector; `include_initial` puts a 0 before the first."""
+    tensor = convert(x)
+    if axis is None:
+        if tensor.ndim != 1:
+            raise ShapeError(f"cumulative_sum of {tensor!r} needs an axis: only a vector has just one")
+        axis = 0
+    attrs = {
+        "axis": int(axis),
+        "include_initial": bool(include_initial),
+        "dtype": None if dtype is None else as_dtype(dtype),
+    }
+    return build("cumulative_sum", (tensor,), attrs, name=name)
+
+
+# --- made of others --------------------------------------------------------------------------------------------------
+
+
+def var(
+    x: ArrayLike, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False, name: str | None = None
+) -> Tensor:
+    """The variance over `axis`: squared distances from the mean, summed, divided by their number less `correction`."""
+    tensor = convert(x)
+    require_kind(tensor.spec, "f", "the variance is of floating point values")
+    away = square(tensor - mean(tensor, axis=axis, keepdims=True))
+    if correction == 0:
+        return mean(away, axis=axis, keepdims=keepdims, name=name)
+    total = sum(away, axis=axis, keepdims=keepdims)
+    return build("divide", (total, convert(_count(tensor, axis_attr(axis)) - correction, like=total)), name=name)
+
+
+def std(
+    x: ArrayLike, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False, name: str | None = None
+) -> Tensor:
+    """The standard deviation over `axis`, the square root of `nf.var`."""
+    return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims), name=name)
+
+
+def logsumexp(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
+    """log(sum(exp(x))) over `axis`, without overflow."""
+    tensor = convert(x)
+    require_kind(tensor.spec, "f", "logsumexp is of floating point values")
+    top = stop_gradient(max(tensor, axis=axis, keepdims=True))
+    shift = where(isfinite(top), top, 0)  # inf - inf would be NaN
+    made = log(sum(exp(tensor - shift), axis=axis, keepdims=True)) + shift
+    if keepdims:
+        return made if name is None else build("identity", (made,), name=name)
+    axes = axis_attr(axis)
+    if axes is None:
+        return build("reshape", (made,), {"shape": ()}, name=name)
+    return squeeze(made, axes, name=name)
