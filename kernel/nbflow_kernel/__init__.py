@@ -9,7 +9,8 @@ widgets are answered while a cell is busy. In reading order:
 | `extension` | hooks and magics into an IPython shell, and out again |
 | `magics/` | one family a file: parse, call the Python function of the same name, show |
 | `tracebacks` | an nbflow error shown at the cell's line |
-| `run_display` | progress and curves of a training run, live and then still |
+| `progress` · `run_display` | one line of text · progress and curves of a training run, live and then still |
 | `export` · `headless` | a notebook as one offline HTML file · running one without a browser |
-| `ui_thread` · `kernel` · `install` · `commands` | clicks while busy · the kernel · its kernelspec · `nbflow install …` |
+| `ui_thread` · `kernel` | clicks while busy · the kernel |
+| `install` · `commands` | its kernelspec · `nbflow install`, `export` and `run` |
 """

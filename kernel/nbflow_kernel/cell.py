@@ -161,7 +161,9 @@ def snapshot(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in list(namespace.items()) if not _is_hidden(name) and nodes_of(value)}
 
 
-def restore(namespace: MutableMapping[str, Any], before: Mapping[str, Any], is_gone: Callable[[Node], bool]) -> list[str]:
+def restore(
+    namespace: MutableMapping[str, Any], before: Mapping[str, Any], is_gone: Callable[[Node], bool]
+) -> list[str]:
     """Gives names that now hold nodes of the failed run the values they had; returns those names.
 
     A name that did not exist before keeps its useless value: using it explains itself, a NameError would not.
@@ -187,7 +189,7 @@ def _join(labels: list[str]) -> str:
 
 
 def summary(change: Change) -> str:
-    """One line about what a cell's run did: `graph: +12 −3 ~1 ops, 4 variables (2 kept, 1 reset)`. Empty for nothing."""
+    """One line about a cell's run: `graph: +12 −3 ~1 ops, 4 variables (2 kept, 1 reset)`. Empty for nothing."""
     if not (change.added or change.removed or change.changed or change.unchanged or change.stale):
         return ""
     counts = [

@@ -41,7 +41,9 @@ def export(notebook: Path, output: Path | None) -> None:
 
 @click.command()
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to save the executed notebook.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to save the executed notebook."
+)
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="Set NAME before running.")
 @click.option("--kernel", help="The kernel to use; default: the notebook's own.")
 @click.option("--timeout", default=3600.0, show_default=True, help="Seconds that one cell may take.")
@@ -49,8 +51,8 @@ def run(notebook: Path, output: Path | None, parameters: tuple[str, ...], kernel
     """Run NOTEBOOK from top to bottom without a browser, printing what happens."""
     try:
         values = dict(_parameter(p) for p in parameters)
-        headless.run(notebook, output=output, parameters=values, kernel=kernel, timeout_s=timeout, say=click.echo)
-    except headless.CellFailed as error:
+        headless.run(notebook, output=output, parameters=values, kernel=kernel, timeout_s=timeout)
+    except headless.CellError as error:
         raise click.ClickException(str(error)) from error
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error

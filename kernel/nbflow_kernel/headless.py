@@ -21,7 +21,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LOG_INTERVAL_S = 5.0
 
 
-class CellFailed(Exception):
+class CellError(Exception):
     """A cell raised, took too long, or its kernel died; the message says which cell and why."""
 
 
@@ -88,13 +88,13 @@ def run(
     parameters: Mapping[str, Any] | None = None,
     kernel: str | None = None,
     timeout_s: float = 3600.0,
-    say: Callable[[str], Any] | Console | None = None,
+    console: Console | None = None,
     on_cell: Callable[[int, str], None] | None = None,
 ) -> Any:
     """Executes `notebook` in its own folder and returns it, with outputs; saves it to `output` when given.
 
     `parameters` are set in a cell after the one tagged `parameters`, else before the first. What was done is saved even
-    when a cell fails. `timeout_s` is per cell. `on_cell(index, source)` is called before each. Raises CellFailed,
+    when a cell fails. `timeout_s` is per cell. `on_cell(index, source)` is called before each. Raises CellError,
     OSError, ValueError (not a notebook, no such kernel).
     """
     try:
@@ -103,7 +103,7 @@ def run(
         raise ValueError(f"{notebook} is not a notebook: {error}") from None
     if parameters:
         _inject(document, parameters)
-    console = say if isinstance(say, Console) else Console()
+    console = console or Console()
 
     def started(cell: Any, cell_index: int) -> None:
         if on_cell is not None and cell.cell_type == "code":
@@ -120,9 +120,9 @@ def run(
     try:
         client.execute()
     except CellExecutionError as error:
-        raise CellFailed(_failure(document, error)) from None
+        raise CellError(_failure(document, error)) from None
     except (CellTimeoutError, DeadKernelError) as error:
-        raise CellFailed(f"{notebook}: {error}") from None
+        raise CellError(f"{notebook}: {error}") from None
     except NoSuchKernel as error:
         raise ValueError(f"no kernel is called {error.name!r}; `nbflow install` installs nbflow's") from None
     finally:

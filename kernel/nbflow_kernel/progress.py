@@ -1,4 +1,4 @@
-"""A training run's progress as one line of text: `███████░░░  70 %  1400/2000  loss 0.031  850 steps/s  0:01 left`. Pure."""
+"""A training run's progress as a line of text: `███████░░░  70 %  1400/2000  loss 0.031  850 steps/s  0:01 left`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def number(value: float) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1000 or value == 0 else f"{value:.3e}"
 
 
-def line(step: int, steps: int, metrics: Mapping[str, float], status: str, elapsed_s: float, ran: int) -> str:
-    """The line for a run that did `ran` of its steps in `elapsed_s` seconds and stands at `step` of `steps`."""
+def line(step: int, steps: int, metrics: Mapping[str, float], *, status: str, elapsed_s: float) -> str:
+    """The line for a run that did `step` of its `steps` steps in `elapsed_s` seconds."""
     fraction = step / steps if steps else 1.0
     # Rounded down: a run that is not over is not at 100 %.
     parts = [f"{bar(fraction)} {math.floor(fraction * 100):3d} %", f"{step}/{steps}"]
     parts += [f"{name} {number(value)}" for name, value in metrics.items()]
-    speed = ran / elapsed_s if elapsed_s > 0 else 0.0
+    speed = step / elapsed_s if elapsed_s > 0 else 0.0
     if speed > 0:
         parts.append(f"{speed:.0f} steps/s" if speed >= 10 else f"{speed:.2g} steps/s")
     if status == "running":

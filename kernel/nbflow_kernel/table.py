@@ -35,7 +35,8 @@ class Table:
             return f"<p>{escape(self.caption)} {escape(self.empty)}</p>"
         caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
         head = _html_row("th", self.columns)
-        return f"<table>{caption}<thead>{head}</thead><tbody>{''.join(_html_row('td', r) for r in self.rows)}</tbody></table>"
+        body = "".join(_html_row("td", row) for row in self.rows)
+        return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": str(self), "text/html": self.html()}

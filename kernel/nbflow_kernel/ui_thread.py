@@ -4,7 +4,7 @@ ipykernel hands a widget's messages to the thread that runs cells, where they wa
 those of registered comms out of the shell channel before that. Handlers run beside the cell: they may read locked
 snapshots and set flags, and must not touch the user's names.
 
-`peek` is pure; the thread is the shell around it. Where a method is missing in some ipykernel, messages take the old way.
+`peek` is pure; the thread is the shell around it. Where some ipykernel lacks a method, messages take the old way.
 """
 
 from __future__ import annotations
