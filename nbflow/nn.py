@@ -1,0 +1,50 @@
+"""`nf.nn`: neural-network ops. See `nbflow/ops/nn.py` and `nbflow/ops/conv.py`."""
+
+from nbflow.ops.conv import avg_pool2d, conv2d, depthwise_conv2d, max_pool2d
+from nbflow.ops.elementwise import tanh
+from nbflow.ops.nn import (
+    attention,
+    batch_norm,
+    dropout,
+    elu,
+    embedding_lookup,
+    gelu,
+    layer_norm,
+    leaky_relu,
+    log_softmax,
+    mean_squared_error,
+    moments,
+    relu,
+    sigmoid,
+    sigmoid_cross_entropy,
+    silu,
+    softmax,
+    softmax_cross_entropy,
+    softplus,
+)
+
+__all__ = [
+    "attention",
+    "avg_pool2d",
+    "batch_norm",
+    "conv2d",
+    "depthwise_conv2d",
+    "dropout",
+    "elu",
+    "embedding_lookup",
+    "gelu",
+    "layer_norm",
+    "leaky_relu",
+    "log_softmax",
+    "max_pool2d",
+    "mean_squared_error",
+    "moments",
+    "relu",
+    "sigmoid",
+    "sigmoid_cross_entropy",
+    "silu",
+    "softmax",
+    "softmax_cross_entropy",
+    "softplus",
+    "tanh",
+]

@@ -1,0 +1,149 @@
+"""Random tensors. Each op draws from its own stream, keyed by the graph's seed and the op's name, at the step's number.
+
+So the same graph draws the same numbers on one worker or on eight, and a step that runs again draws what it drew. How
+bits become numbers is in `nbflow/backends/numpy/random.py`. None of these ops is differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nbflow import op
+from nbflow.errors import DTypeError, GraphError, ShapeError
+from nbflow.graph import Tensor
+from nbflow.op import Attrs
+from nbflow.ops._build import ArrayLike, as_tensor, build, convert
+from nbflow.ops.indexing import take
+from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, format_shape
+
+FLOAT32 = np.dtype(np.float32)
+INT64 = np.dtype(np.int64)
+
+
+def _filled_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    return [TensorSpec(attrs["shape"], attrs["dtype"])]
+
+
+def _like_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    return [TensorSpec(inputs[0].shape, attrs["dtype"])]
+
+
+def _permutation_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    return [TensorSpec((attrs["n"],), INT64)]
+
+
+def _draw_cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> op.Cost:
+    # Ten Philox rounds of about ten operations for four words, and the conversion to floats.
+    return op.Cost(30 * op.size_of(outputs[0]), op.nbytes_of(outputs))
+
+
+def _define(name: str, infer: op.ShapeRule, doc: str) -> None:
+    op.define(name, infer=infer, gradient=None, cost=_draw_cost, stateful=True, doc=doc)
+
+
+_define("random_uniform", _filled_infer, "Uniform in [minval, maxval). attrs: shape, minval, maxval, dtype.")
+_define(
+    "random_uniform_like", _like_infer, "Uniform in [0, 1), shaped like the input, which is not read. attrs: dtype."
+)
+_define("random_normal", _filled_infer, "Normal. attrs: shape, mean, stddev, dtype.")
+_define(
+    "random_truncated_normal",
+    _filled_infer,
+    "Normal, within two standard deviations. attrs: shape, mean, stddev, dtype.",
+)
+_define("random_integers", _filled_infer, "Uniform integers in [low, high). attrs: shape, low, high, dtype.")
+_define("random_bernoulli", _filled_infer, "1 (or True) with probability p. attrs: shape, p, dtype.")
+_define("random_permutation", _permutation_infer, "0 to n - 1 in random order. attrs: n.")
+
+
+def _static(shape: Any) -> tuple[int, ...]:
+    found = as_shape(shape)
+    if found is None or any(d is None for d in found):
+        raise ShapeError(
+            f"random numbers need a static shape, got {format_shape(found)}; "
+            "nf.random.uniform_like(x) draws in the shape that x has at run time"
+        )
+    return tuple(d for d in found if d is not None)
+
+
+def _floating(dtype: DTypeLike) -> np.dtype[Any]:
+    found = as_dtype(dtype)
+    if found.kind != "f":
+        raise DTypeError(f"this distribution gives floats, not {found}; use nf.random.randint or nf.astype")
+    return found
+
+
+def normal(
+    shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: DTypeLike = FLOAT32, *, name: str | None = None
+) -> Tensor:
+    """Normally distributed."""
+    attrs = {"shape": _static(shape), "mean": float(mean), "stddev": float(stddev), "dtype": _floating(dtype)}
+    return build("random_normal", (), attrs, name=name)
+
+
+def truncated_normal(
+    shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: DTypeLike = FLOAT32, *, name: str | None = None
+) -> Tensor:
+    """Normally distributed, values beyond two standard deviations drawn again."""
+    attrs = {"shape": _static(shape), "mean": float(mean), "stddev": float(stddev), "dtype": _floating(dtype)}
+    return build("random_truncated_normal", (), attrs, name=name)
+
+
+def uniform(
+    shape: Any, minval: float = 0.0, maxval: float = 1.0, dtype: DTypeLike = FLOAT32, *, name: str | None = None
+) -> Tensor:
+    """Uniform in [minval, maxval). Raises GraphError for an empty interval."""
+    if not minval < maxval:
+        raise GraphError(f"the interval from minval={minval} to maxval={maxval} is empty")
+    attrs = {"shape": _static(shape), "minval": float(minval), "maxval": float(maxval), "dtype": _floating(dtype)}
+    return build("random_uniform", (), attrs, name=name)
+
+
+def uniform_like(x: ArrayLike, dtype: DTypeLike = None, *, name: str | None = None) -> Tensor:
+    """Uniform in [0, 1), in the shape that `x` has at run time, and its dtype when that is floating (else float32)."""
+    tensor = convert(x)
+    default = tensor.dtype if tensor.dtype.kind == "f" else FLOAT32
+    attrs = {"dtype": default if dtype is None else _floating(dtype)}
+    return build("random_uniform_like", (tensor,), attrs, name=name)
+
+
+def randint(shape: Any, low: int, high: int, dtype: DTypeLike = INT64, *, name: str | None = None) -> Tensor:
+    """Uniform integers in [low, high). Raises GraphError for an empty range, DTypeError when `dtype` is too small."""
+    found = as_dtype(dtype)
+    if found.kind not in "iu":
+        raise DTypeError(f"randint gives integers, not {found}")
+    if not low < high:
+        raise GraphError(f"the range from low={low} to high={high} is empty")
+    info = np.iinfo(found)
+    if low < info.min or high - 1 > min(info.max, np.iinfo(np.int64).max):
+        raise DTypeError(f"integers from {low} to {high - 1} do not fit {found}")
+    attrs = {"shape": _static(shape), "low": int(low), "high": int(high), "dtype": found}
+    return build("random_integers", (), attrs, name=name)
+
+
+def bernoulli(shape: Any, p: float = 0.5, dtype: DTypeLike = np.bool_, *, name: str | None = None) -> Tensor:
+    """True (1 for other dtypes) with probability `p`. Raises GraphError unless 0 <= p <= 1."""
+    if not 0 <= p <= 1:
+        raise GraphError(f"a probability lies between 0 and 1, not {p}")
+    attrs = {"shape": _static(shape), "p": float(p), "dtype": as_dtype(dtype)}
+    return build("random_bernoulli", (), attrs, name=name)
+
+
+def permutation(x: int | ArrayLike, *, name: str | None = None) -> Tensor:
+    """0 to x - 1 in random order (int64), or the tensor `x` in random order along its first dimension.
+
+    Raises ShapeError when that dimension is not known.
+    """
+    if as_tensor(x) is None and np.ndim(x) == 0:
+        if int(x) < 0:
+            raise GraphError(f"cannot permute {x} numbers")
+        return build("random_permutation", (), {"n": int(x)}, name=name)
+    tensor = convert(x)
+    if not tensor.shape or tensor.shape[0] is None:
+        raise ShapeError(
+            f"permutation needs to know the first dimension of {tensor.name}: {format_shape(tensor.shape)}"
+        )
+    return take(tensor, build("random_permutation", (), {"n": tensor.shape[0]}), axis=0, name=name)

@@ -1,0 +1,342 @@
+"""Variables: tensors that keep their value from step to step.
+
+A variable initialises itself on first use, and stands wherever a tensor is expected. Its value lives on the device that
+holds its `variable` op; reading and assigning are ops, colocated with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nbflow.errors import DTypeError, GraphError
+from nbflow.graph import Graph, Node, Tensor, ancestors, as_node, get_graph
+from nbflow.ops import astype
+from nbflow.ops._build import ArrayLike, as_tensor, convert
+from nbflow.ops.state import checked_shape, variable_attrs
+from nbflow.spec import DTypeLike, as_dtype, format_shape
+
+
+class _TensorOperators:
+    """Python's operators and the usual methods, on the tensor that `to_tensor()` gives."""
+
+    __slots__ = ()
+    # numpy must hand `array + variable` over to us instead of looping over it.
+    __array_priority__ = 1000
+    __array_ufunc__ = None
+
+    def to_tensor(self) -> Tensor:
+        raise NotImplementedError
+
+    __hash__ = object.__hash__
+
+    def __add__(self, other: Any) -> Tensor:
+        return self.to_tensor().__add__(other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return self.to_tensor().__radd__(other)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return self.to_tensor().__sub__(other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rsub__(other)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return self.to_tensor().__mul__(other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rmul__(other)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return self.to_tensor().__truediv__(other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rtruediv__(other)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return self.to_tensor().__floordiv__(other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rfloordiv__(other)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return self.to_tensor().__mod__(other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rmod__(other)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return self.to_tensor().__pow__(other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rpow__(other)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return self.to_tensor().__matmul__(other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rmatmul__(other)
+
+    def __and__(self, other: Any) -> Tensor:
+        return self.to_tensor().__and__(other)
+
+    def __rand__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rand__(other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return self.to_tensor().__or__(other)
+
+    def __ror__(self, other: Any) -> Tensor:
+        return self.to_tensor().__ror__(other)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return self.to_tensor().__xor__(other)
+
+    def __rxor__(self, other: Any) -> Tensor:
+        return self.to_tensor().__rxor__(other)
+
+    def __neg__(self) -> Tensor:
+        return -self.to_tensor()
+
+    def __pos__(self) -> Tensor:
+        return +self.to_tensor()
+
+    def __invert__(self) -> Tensor:
+        return ~self.to_tensor()
+
+    def __abs__(self) -> Tensor:
+        return abs(self.to_tensor())
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self.to_tensor().__lt__(other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return self.to_tensor().__le__(other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self.to_tensor().__gt__(other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self.to_tensor().__ge__(other)
+
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]  # numpy's meaning, not object's
+        return self.to_tensor().__eq__(other)
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]  # numpy's meaning, not object's
+        return self.to_tensor().__ne__(other)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return self.to_tensor()[key]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.to_tensor())
+
+    def __len__(self) -> int:
+        return len(self.to_tensor())
+
+    def __bool__(self) -> bool:
+        return bool(self.to_tensor())
+
+    def sum(self, axis: Any = None, *, keepdims: bool = False, dtype: Any = None) -> Tensor:
+        return self.to_tensor().sum(axis, keepdims=keepdims, dtype=dtype)
+
+    def mean(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
+        return self.to_tensor().mean(axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
+        return self.to_tensor().max(axis, keepdims=keepdims)
+
+    def min(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
+        return self.to_tensor().min(axis, keepdims=keepdims)
+
+    def argmax(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
+        return self.to_tensor().argmax(axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return self.to_tensor().reshape(*shape)
+
+    def astype(self, dtype: Any) -> Tensor:
+        return self.to_tensor().astype(dtype)
+
+    @property
+    def T(self) -> Tensor:  # noqa: N802  # the array API's name
+        return self.to_tensor().T
+
+
+class Variable(_TensorOperators):
+    """A tensor that keeps its value.
+
+    - `initial`: tensor, array or number; its shape must be static. A Python number or list of numbers becomes float32
+      or int64, unless `dtype` says otherwise. The value is copied.
+    - `name`: used as it is, under the current name scope; numbered when left out.
+    - `trainable`: optimizers change it by default.
+
+    Raises GraphError (ShapeError) when the shape is not static, NameInUseError when the name is taken.
+    """
+
+    __slots__ = ("_node", "_read")
+
+    _node: Node
+    _read: Tensor
+
+    def __init__(
+        self,
+        initial: ArrayLike,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: DTypeLike = None,
+    ) -> None:
+        graph = _graph_of(initial)
+        value = _initial_value(initial, dtype)
+        shape = checked_shape(value.shape, f"the initial value of variable {name or '(unnamed)'}")
+        # A variable and its read belong to no step: dependencies around this line are not theirs.
+        with graph.control_dependencies(None):
+            node = graph.add("variable", (), variable_attrs(shape, value.dtype, trainable), name=name)
+            with graph.absolute_scope(node.name), graph.colocate_with(node):
+                attrs = {"variable": node.name}
+                graph.add("initialize", (node.outputs[0], value), attrs, name="initialize")
+                read = graph.add("read_variable", node.outputs, attrs, name="read")
+        self._node = node
+        self._read = read.outputs[0]
+
+    @classmethod
+    def from_node(cls, node: Node) -> Variable:
+        """The variable whose handle is made by `node`. Raises GraphError when `node` is no variable."""
+        if node.op != "variable":
+            raise GraphError(f"{node.name!r} is an op {node.op!r}, not a variable", where=node.where)
+        read = node.graph.find(f"{node.name}/read") or node.graph.nodes.get(f"{node.name}/read")
+        if read is None or read.inputs[0].node is not node:
+            raise GraphError(f"variable {node.name!r} has lost its op {node.name}/read", where=node.where)
+        made = cls.__new__(cls)
+        made._node, made._read = node, read.outputs[0]
+        return made
+
+    def to_tensor(self) -> Tensor:
+        """The variable's value at the start of the step, in so far as nothing in the step changes it before."""
+        return self._read
+
+    @property
+    def name(self) -> str:
+        return self._node.name
+
+    @property
+    def handle(self) -> Tensor:
+        """What the ops that change the variable take."""
+        return self._node.outputs[0]
+
+    @property
+    def node(self) -> Node:
+        return self._node
+
+    @property
+    def graph(self) -> Graph:
+        return self._node.graph
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return checked_shape(self._read.shape, f"variable {self.name}")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._read.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def trainable(self) -> bool:
+        return bool(self._node.attrs["trainable"])
+
+    @property
+    def device(self) -> str:
+        """The device asked for, possibly partial or empty."""
+        return str(self._node.device)
+
+    def __repr__(self) -> str:
+        return f"<Variable {self.name} {self.dtype.name}{format_shape(self.shape)} from {self._node.where}>"
+
+    def read(self, name: str | None = None) -> Tensor:
+        """Reads once more: under `nf.control_dependencies`, after what they name."""
+        return self._op("read_variable", (self.handle,), {}, name)
+
+    def assign(self, value: ArrayLike, name: str | None = None) -> Tensor:
+        """Sets the value; gives it. Raises ShapeError or DTypeError when `value` does not fit."""
+        return self._update("assign", value, name)
+
+    def assign_add(self, value: ArrayLike, name: str | None = None) -> Tensor:
+        """Adds `value`, in place; gives the sum."""
+        return self._update("assign_add", value, name)
+
+    def assign_sub(self, value: ArrayLike, name: str | None = None) -> Tensor:
+        """Subtracts `value`, in place; gives the difference."""
+        return self._update("assign_sub", value, name)
+
+    def _update(self, op: str, value: ArrayLike, name: str | None) -> Tensor:
+        given = as_tensor(value)
+        if given is None:
+            given = convert(value, _castable(value, self.dtype, self.name))
+        return self._op(op, (self.handle, given), {"shape": self.shape}, name)
+
+    def _op(self, op: str, inputs: tuple[Tensor, ...], attrs: dict[str, Any], name: str | None) -> Tensor:
+        with self.graph.colocate_with(self._node):
+            return self.graph.add(op, inputs, {"variable": self.name, **attrs}, name=name).outputs[0]
+
+
+def variables_of(*targets: Tensor | Node | Variable) -> list[Variable]:
+    """The variables that `targets` depend on, by name, so that their order does not depend on that of the cells."""
+    nodes = ancestors([as_node(t) for t in targets])
+    return sorted((Variable.from_node(n) for n in nodes if n.op == "variable"), key=lambda v: v.name)
+
+
+def global_variables(graph: Graph | None = None) -> list[Variable]:
+    """All variables of `graph` (the current one when left out) as the running cell sees it, sorted by name."""
+    graph = graph or get_graph()
+    names = sorted({*graph.nodes, *(graph.pending or ())})
+    found = [node for node in map(graph.find, names) if node is not None and node.op == "variable"]
+    return [Variable.from_node(node) for node in found]
+
+
+def trainable_variables(graph: Graph | None = None) -> list[Variable]:
+    """All trainable variables of `graph` (the current one when left out), sorted by name."""
+    return [v for v in global_variables(graph) if v.trainable]
+
+
+def _graph_of(initial: ArrayLike) -> Graph:
+    tensor = as_tensor(initial)
+    return get_graph() if tensor is None else tensor.graph
+
+
+def _initial_value(initial: ArrayLike, dtype: DTypeLike) -> Tensor:
+    found = as_tensor(initial)
+    if found is None:
+        return convert(initial, dtype)
+    if dtype is not None and found.dtype != as_dtype(dtype):
+        return astype(found, dtype)
+    return found
+
+
+def _castable(value: Any, dtype: np.dtype[Any], variable: str) -> np.dtype[Any]:
+    """`dtype`, when an array like `value` may become it without changing its kind (float64 → float32, int → float)."""
+    probe = np.asarray(value)
+    if not np.can_cast(probe.dtype, dtype, "same_kind"):
+        raise DTypeError(
+            f"variable {variable!r} holds {dtype}, got {type(value).__name__} of {probe.dtype}; convert it first"
+        )
+    return dtype
+
+
+def as_variables(values: Sequence[Variable | Tensor]) -> list[Variable]:
+    """Variables from variables or their handles and reads. Raises GraphError for other tensors."""
+    found = []
+    for value in values:
+        if isinstance(value, Variable):
+            found.append(value)
+            continue
+        node = as_node(value)
+        handle = node.inputs[0].node if node.op == "read_variable" else node
+        found.append(Variable.from_node(handle))
+    return found
