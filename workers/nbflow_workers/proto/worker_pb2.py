@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nbflow.proto import wire_pb2 as nbflow_dot_proto_dot_wire__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!nbflow_workers/proto/worker.proto\x12\x11nbflow.workers.v1\x1a\x17nbflow/proto/wire.proto\"\x07\n\x05\x45mpty\"\'\n\x0f\x44\x65scribeRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\"V\n\nDeviceInfo\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\r\n\x05\x66lops\x18\x04 \x01(\x01\"D\n\x0c\x44\x61taEndpoint\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x0f\n\x07host_id\x18\x03 \x01(\t\"\xc3\x03\n\rDescribeReply\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\r\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12.\n\x07\x64\x65vices\x18\x06 \x03(\x0b\x32\x1d.nbflow.workers.v1.DeviceInfo\x12@\n\x08versions\x18\x07 \x03(\x0b\x32..nbflow.workers.v1.DescribeReply.VersionsEntry\x12\x14\n\x0c\x61llow_python\x18\x08 \x01(\x08\x12-\n\x04\x64\x61ta\x18\t \x01(\x0b\x32\x1f.nbflow.workers.v1.DataEndpoint\x12\x0f\n\x07host_id\x18\n \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x04\x12\x13\n\x0b\x63pu_percent\x18\x0c \x01(\x01\x12\x10\n\x08sessions\x18\r \x01(\r\x12\x15\n\rrunning_steps\x18\x0e \x01(\r\x12\x12\n\nsteps_done\x18\x0f \x01(\x04\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\x04Peer\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12-\n\x04\x64\x61ta\x18\x04 \x01(\x0b\x32\x1f.nbflow.workers.v1.DataEndpoint\"\x88\x01\n\x12OpenSessionRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\x12&\n\x05peers\x18\x04 \x03(\x0b\x32\x17.nbflow.workers.v1.Peer\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\"!\n\x0fRegisterRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\" \n\rRegisterReply\x12\x0f\n\x07missing\x18\x01 \x03(\t\"9\n\tBlobChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06nbytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"6\n\x10StartLoopRequest\x12\"\n\x04loop\x18\x01 \x01(\x0b\x32\x14.nbflow.wire.v1.Loop\"5\n\x12\x43ontrolLoopRequest\x12\x0f\n\x07loop_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\" \n\x10\x44ropStateRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\"3\n\nEventReply\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.nbflow.wire.v1.Event\")\n\x06\x43\x61ncel\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"k\n\x08ToWorker\x12*\n\x03run\x18\x01 \x01(\x0b\x32\x1b.nbflow.wire.v1.StepCommandH\x00\x12+\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x19.nbflow.workers.v1.CancelH\x00\x42\x06\n\x04kind\"C\n\nStepFailed\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12$\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.nbflow.wire.v1.Error\"C\n\nCancelDone\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12$\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.nbflow.wire.v1.Error\"\xa5\x01\n\nFromWorker\x12*\n\x04\x64one\x18\x01 \x01(\x0b\x32\x1a.nbflow.wire.v1.StepResultH\x00\x12/\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x1d.nbflow.workers.v1.StepFailedH\x00\x12\x32\n\tcancelled\x18\x03 \x01(\x0b\x32\x1d.nbflow.workers.v1.CancelDoneH\x00\x42\x06\n\x04kind\"c\n\nDataHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07step_id\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12&\n\x06tensor\x18\x04 \x01(\x0b\x32\x16.nbflow.wire.v1.Tensor2\xf2\x05\n\x06Worker\x12P\n\x08\x44\x65scribe\x12\".nbflow.workers.v1.DescribeRequest\x1a .nbflow.workers.v1.DescribeReply\x12N\n\x0bOpenSession\x12%.nbflow.workers.v1.OpenSessionRequest\x1a\x18.nbflow.workers.v1.Empty\x12\x42\n\x0c\x43loseSession\x12\x18.nbflow.workers.v1.Empty\x1a\x18.nbflow.workers.v1.Empty\x12P\n\x08Register\x12\".nbflow.workers.v1.RegisterRequest\x1a .nbflow.workers.v1.RegisterReply\x12\x43\n\x07PutBlob\x12\x1c.nbflow.workers.v1.BlobChunk\x1a\x18.nbflow.workers.v1.Empty(\x01\x12J\n\tStartLoop\x12#.nbflow.workers.v1.StartLoopRequest\x1a\x18.nbflow.workers.v1.Empty\x12N\n\x0b\x43ontrolLoop\x12%.nbflow.workers.v1.ControlLoopRequest\x1a\x18.nbflow.workers.v1.Empty\x12J\n\tDropState\x12#.nbflow.workers.v1.DropStateRequest\x1a\x18.nbflow.workers.v1.Empty\x12\x43\n\x06\x45vents\x12\x18.nbflow.workers.v1.Empty\x1a\x1d.nbflow.workers.v1.EventReply0\x01\x12>\n\x08Shutdown\x12\x18.nbflow.workers.v1.Empty\x1a\x18.nbflow.workers.v1.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!nbflow_workers/proto/worker.proto\x12\x11nbflow.workers.v1\x1a\x17nbflow/proto/wire.proto\"\x07\n\x05\x45mpty\"\'\n\x0f\x44\x65scribeRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\"V\n\nDeviceInfo\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\r\n\x05\x66lops\x18\x04 \x01(\x01\"D\n\x0c\x44\x61taEndpoint\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x0f\n\x07host_id\x18\x03 \x01(\t\"\xc3\x03\n\rDescribeReply\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\r\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12.\n\x07\x64\x65vices\x18\x06 \x03(\x0b\x32\x1d.nbflow.workers.v1.DeviceInfo\x12@\n\x08versions\x18\x07 \x03(\x0b\x32..nbflow.workers.v1.DescribeReply.VersionsEntry\x12\x14\n\x0c\x61llow_python\x18\x08 \x01(\x08\x12-\n\x04\x64\x61ta\x18\t \x01(\x0b\x32\x1f.nbflow.workers.v1.DataEndpoint\x12\x0f\n\x07host_id\x18\n \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x04\x12\x13\n\x0b\x63pu_percent\x18\x0c \x01(\x01\x12\x10\n\x08sessions\x18\r \x01(\r\x12\x15\n\rrunning_steps\x18\x0e \x01(\r\x12\x12\n\nsteps_done\x18\x0f \x01(\x04\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\x04Peer\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12-\n\x04\x64\x61ta\x18\x04 \x01(\x0b\x32\x1f.nbflow.workers.v1.DataEndpoint\"\x94\x01\n\x12OpenSessionRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\x12&\n\x05peers\x18\x04 \x03(\x0b\x32\x17.nbflow.workers.v1.Peer\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\x12\n\n\x02\x63\x61\x18\x06 \x01(\x0c\"!\n\x0fRegisterRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\" \n\rRegisterReply\x12\x0f\n\x07missing\x18\x01 \x03(\t\"9\n\tBlobChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06nbytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"6\n\x10StartLoopRequest\x12\"\n\x04loop\x18\x01 \x01(\x0b\x32\x14.nbflow.wire.v1.Loop\"5\n\x12\x43ontrolLoopRequest\x12\x0f\n\x07loop_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\" \n\x10\x44ropStateRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\"3\n\nEventReply\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.nbflow.wire.v1.Event\")\n\x06\x43\x61ncel\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"k\n\x08ToWorker\x12*\n\x03run\x18\x01 \x01(\x0b\x32\x1b.nbflow.wire.v1.StepCommandH\x00\x12+\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x19.nbflow.workers.v1.CancelH\x00\x42\x06\n\x04kind\"C\n\nStepFailed\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12$\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.nbflow.wire.v1.Error\"C\n\nCancelDone\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12$\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.nbflow.wire.v1.Error\"\xa5\x01\n\nFromWorker\x12*\n\x04\x64one\x18\x01 \x01(\x0b\x32\x1a.nbflow.wire.v1.StepResultH\x00\x12/\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x1d.nbflow.workers.v1.StepFailedH\x00\x12\x32\n\tcancelled\x18\x03 \x01(\x0b\x32\x1d.nbflow.workers.v1.CancelDoneH\x00\x42\x06\n\x04kind\"c\n\nDataHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07step_id\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12&\n\x06tensor\x18\x04 \x01(\x0b\x32\x16.nbflow.wire.v1.Tensor2\xf2\x05\n\x06Worker\x12P\n\x08\x44\x65scribe\x12\".nbflow.workers.v1.DescribeRequest\x1a .nbflow.workers.v1.DescribeReply\x12N\n\x0bOpenSession\x12%.nbflow.workers.v1.OpenSessionRequest\x1a\x18.nbflow.workers.v1.Empty\x12\x42\n\x0c\x43loseSession\x12\x18.nbflow.workers.v1.Empty\x1a\x18.nbflow.workers.v1.Empty\x12P\n\x08Register\x12\".nbflow.workers.v1.RegisterRequest\x1a .nbflow.workers.v1.RegisterReply\x12\x43\n\x07PutBlob\x12\x1c.nbflow.workers.v1.BlobChunk\x1a\x18.nbflow.workers.v1.Empty(\x01\x12J\n\tStartLoop\x12#.nbflow.workers.v1.StartLoopRequest\x1a\x18.nbflow.workers.v1.Empty\x12N\n\x0b\x43ontrolLoop\x12%.nbflow.workers.v1.ControlLoopRequest\x1a\x18.nbflow.workers.v1.Empty\x12J\n\tDropState\x12#.nbflow.workers.v1.DropStateRequest\x1a\x18.nbflow.workers.v1.Empty\x12\x43\n\x06\x45vents\x12\x18.nbflow.workers.v1.Empty\x1a\x1d.nbflow.workers.v1.EventReply0\x01\x12>\n\x08Shutdown\x12\x18.nbflow.workers.v1.Empty\x1a\x18.nbflow.workers.v1.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,33 +49,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEER']._serialized_start=743
   _globals['_PEER']._serialized_end=848
   _globals['_OPENSESSIONREQUEST']._serialized_start=851
-  _globals['_OPENSESSIONREQUEST']._serialized_end=987
-  _globals['_REGISTERREQUEST']._serialized_start=989
-  _globals['_REGISTERREQUEST']._serialized_end=1022
-  _globals['_REGISTERREPLY']._serialized_start=1024
-  _globals['_REGISTERREPLY']._serialized_end=1056
-  _globals['_BLOBCHUNK']._serialized_start=1058
-  _globals['_BLOBCHUNK']._serialized_end=1115
-  _globals['_STARTLOOPREQUEST']._serialized_start=1117
-  _globals['_STARTLOOPREQUEST']._serialized_end=1171
-  _globals['_CONTROLLOOPREQUEST']._serialized_start=1173
-  _globals['_CONTROLLOOPREQUEST']._serialized_end=1226
-  _globals['_DROPSTATEREQUEST']._serialized_start=1228
-  _globals['_DROPSTATEREQUEST']._serialized_end=1260
-  _globals['_EVENTREPLY']._serialized_start=1262
-  _globals['_EVENTREPLY']._serialized_end=1313
-  _globals['_CANCEL']._serialized_start=1315
-  _globals['_CANCEL']._serialized_end=1356
-  _globals['_TOWORKER']._serialized_start=1358
-  _globals['_TOWORKER']._serialized_end=1465
-  _globals['_STEPFAILED']._serialized_start=1467
-  _globals['_STEPFAILED']._serialized_end=1534
-  _globals['_CANCELDONE']._serialized_start=1536
-  _globals['_CANCELDONE']._serialized_end=1603
-  _globals['_FROMWORKER']._serialized_start=1606
-  _globals['_FROMWORKER']._serialized_end=1771
-  _globals['_DATAHEADER']._serialized_start=1773
-  _globals['_DATAHEADER']._serialized_end=1872
-  _globals['_WORKER']._serialized_start=1875
-  _globals['_WORKER']._serialized_end=2629
+  _globals['_OPENSESSIONREQUEST']._serialized_end=999
+  _globals['_REGISTERREQUEST']._serialized_start=1001
+  _globals['_REGISTERREQUEST']._serialized_end=1034
+  _globals['_REGISTERREPLY']._serialized_start=1036
+  _globals['_REGISTERREPLY']._serialized_end=1068
+  _globals['_BLOBCHUNK']._serialized_start=1070
+  _globals['_BLOBCHUNK']._serialized_end=1127
+  _globals['_STARTLOOPREQUEST']._serialized_start=1129
+  _globals['_STARTLOOPREQUEST']._serialized_end=1183
+  _globals['_CONTROLLOOPREQUEST']._serialized_start=1185
+  _globals['_CONTROLLOOPREQUEST']._serialized_end=1238
+  _globals['_DROPSTATEREQUEST']._serialized_start=1240
+  _globals['_DROPSTATEREQUEST']._serialized_end=1272
+  _globals['_EVENTREPLY']._serialized_start=1274
+  _globals['_EVENTREPLY']._serialized_end=1325
+  _globals['_CANCEL']._serialized_start=1327
+  _globals['_CANCEL']._serialized_end=1368
+  _globals['_TOWORKER']._serialized_start=1370
+  _globals['_TOWORKER']._serialized_end=1477
+  _globals['_STEPFAILED']._serialized_start=1479
+  _globals['_STEPFAILED']._serialized_end=1546
+  _globals['_CANCELDONE']._serialized_start=1548
+  _globals['_CANCELDONE']._serialized_end=1615
+  _globals['_FROMWORKER']._serialized_start=1618
+  _globals['_FROMWORKER']._serialized_end=1783
+  _globals['_DATAHEADER']._serialized_start=1785
+  _globals['_DATAHEADER']._serialized_end=1884
+  _globals['_WORKER']._serialized_start=1887
+  _globals['_WORKER']._serialized_end=2641
 # @@protoc_insertion_point(module_scope)

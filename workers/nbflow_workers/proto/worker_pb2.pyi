@@ -93,18 +93,20 @@ class Peer(_message.Message):
     def __init__(self, task: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[str] = ..., data: _Optional[_Union[DataEndpoint, _Mapping]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("wire_version", "session", "secret", "peers", "incarnation")
+    __slots__ = ("wire_version", "session", "secret", "peers", "incarnation", "ca")
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    CA_FIELD_NUMBER: _ClassVar[int]
     wire_version: int
     session: str
     secret: bytes
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
     incarnation: str
-    def __init__(self, wire_version: _Optional[int] = ..., session: _Optional[str] = ..., secret: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., incarnation: _Optional[str] = ...) -> None: ...
+    ca: bytes
+    def __init__(self, wire_version: _Optional[int] = ..., session: _Optional[str] = ..., secret: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., incarnation: _Optional[str] = ..., ca: _Optional[bytes] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("bundle",)

@@ -1,0 +1,460 @@
+"""Clusters: workers started here (`local`) or found running (`attach`), watched, and connected to sessions."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nbflow import wire
+from nbflow.device import parse_device
+from nbflow.errors import NbflowError, Rejected, WorkerLost
+from nbflow.events import Emitter, Listener, WorkerState
+from nbflow.transport import DeviceInfo, Transport, WorkerInfo
+from nbflow_workers import security
+from nbflow_workers import spec as spec_file
+from nbflow_workers.attach import ask_all
+from nbflow_workers.client import GrpcTransport, Link
+from nbflow_workers.launchers.base import Ask, Handle, Launcher, Progress
+from nbflow_workers.launchers.local import LocalLauncher
+from nbflow_workers.membership import Change, Membership
+from nbflow_workers.proto import worker_pb2 as pb
+from nbflow_workers.security import Token
+
+log = logging.getLogger("nbflow.cluster")
+
+HEARTBEAT_S = 1.0
+HEARTBEAT_TIMEOUT_S = 2.0
+OPEN_TIMEOUT_S = 10.0
+# A process that answers late while its machine is busy is not dead: the exit of ours is seen directly, and a frozen
+# one by the connection's keepalive; this only bounds how long `scale` and `close` wait.
+STOP_TIMEOUT_S = 5.0
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """One worker, as `Cluster.workers()` shows it. `pid` is None where unknown; times in seconds, sizes in bytes."""
+
+    job: str
+    task: int
+    address: str
+    pid: int | None
+    state: str
+    incarnation: str
+    versions: Mapping[str, str]
+    rtt_ms: float = 0.0
+    memory_bytes: int = 0
+    cpu_percent: float = 0.0
+    running_steps: int = 0
+    steps_done: int = 0
+
+    @property
+    def task_name(self) -> str:
+        return f"/job:{self.job}/task:{self.task}"
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A worker, the way to it, and, if we started it, the handle to end it."""
+
+    link: Link
+    info: WorkerInfo
+    data: pb.DataEndpoint
+    handle: Handle | None = None
+    rtt_ms: float = 0.0
+    last: pb.DescribeReply = field(default_factory=pb.DescribeReply)
+
+    @classmethod
+    def from_reply(cls, link: Link, reply: pb.DescribeReply, handle: Handle | None = None) -> _Worker:
+        infos = tuple(DeviceInfo(parse_device(d.device), d.description, d.memory_bytes, d.flops) for d in reply.devices)
+        info = WorkerInfo(
+            reply.job,
+            reply.task,
+            link.address,
+            reply.incarnation,
+            reply.pid or None,
+            infos,
+            dict(reply.versions),
+            reply.allow_python,
+        )
+        link.name = f"{info.task_name} ({link.address})"
+        # Only we know by which name this worker's host is reached.
+        host, _ = security.split_address(link.address)
+        address = reply.data.address.replace("*", f"[{host}]" if ":" in host else host)
+        data = pb.DataEndpoint(address=address, public_key=reply.data.public_key, host_id=reply.data.host_id)
+        return cls(link, info, data, handle, last=reply)
+
+
+def _order(worker: _Worker) -> tuple[bool, str, int]:
+    # Parameter servers last: a graph without a device then starts on a worker.
+    return (worker.info.job != "worker", worker.info.job, worker.info.task)
+
+
+class Cluster:
+    """Workers that a Session can use; implements `nbflow.transport.Cluster`. Closing ends those started here."""
+
+    def __init__(
+        self, workers: Sequence[_Worker], token: Token, *, name: str, ca: bytes = b"", launcher: Launcher | None = None
+    ) -> None:
+        self.name = name
+        self._token = token
+        self._ca = ca
+        self._launcher = launcher
+        self._lock = threading.RLock()
+        self._workers: dict[str, _Worker] = {w.info.task_name: w for w in sorted(workers, key=_order)}
+        self._sessions: dict[str, bytes] = {}
+        self._transports: dict[tuple[str, str], GrpcTransport] = {}
+        self._membership = Membership()
+        self._events = Emitter()
+        self._generation = 0
+        self._stop = threading.Event()
+        self._closed = False
+        now = time.monotonic()
+        for task, worker in self._workers.items():
+            self._membership.join(task, worker.info.incarnation, now)
+            self._membership.answered(task, worker.info.incarnation, now)
+        self._thread = threading.Thread(target=_watch, args=(weakref.ref(self), self._stop), daemon=True)
+        self._thread.name = f"nbflow-watch-{name}"
+        self._thread.start()
+        _open_clusters.add(self)
+
+    # --- what a Session uses --------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Changes whenever the set of usable workers does."""
+        return f"{self.name}#{self._generation}"
+
+    def devices(self) -> tuple[DeviceInfo, ...]:
+        """The devices of all workers that are not lost, in a fixed order."""
+        with self._lock:
+            return tuple(d for w in self._alive() for d in w.info.devices)
+
+    def connect(self, session: str) -> dict[str, Transport]:
+        """Opens session `session` on every worker that is not lost. Asking again gives what still stands, and opens
+        the rest. Raises WorkerError."""
+        with self._lock:
+            self._check_open()
+            workers = self._alive()
+            if not workers:
+                raise WorkerLost(f"cluster {self.name} has no worker left; start or attach some")
+            secret = self._sessions.setdefault(session, secrets.token_bytes(32))
+        request = pb.OpenSessionRequest(
+            wire_version=wire.WIRE_VERSION,
+            session=session,
+            secret=secret,
+            ca=self._ca,
+            peers=[
+                pb.Peer(task=w.info.task_name, address=w.link.address, incarnation=w.info.incarnation, data=w.data)
+                for w in workers
+            ],
+        )
+
+        def open_on(worker: _Worker) -> tuple[str, GrpcTransport]:
+            asked = pb.OpenSessionRequest()
+            asked.CopyFrom(request)
+            asked.incarnation = worker.info.incarnation
+            worker.link.call("OpenSession", asked, timeout_s=OPEN_TIMEOUT_S, doing="opening a session")
+            return worker.info.task_name, self._transport(worker, session)
+
+        with ThreadPoolExecutor(min(16, len(workers)), thread_name_prefix="nbflow-open") as pool:
+            return dict(pool.map(open_on, workers))
+
+    def _transport(self, worker: _Worker, session: str) -> GrpcTransport:
+        key = (session, worker.info.task_name)
+        with self._lock:
+            found = self._transports.get(key)
+            if found is None or not found.usable or found.worker.incarnation != worker.info.incarnation:
+                host = worker.data.host_id
+                found = GrpcTransport(worker.link, worker.info, session, worker_host=host)
+                self._transports[key] = found
+            return found
+
+    # --- what people use ------------------------------------------------------------------------------------------
+
+    def workers(self) -> list[WorkerRecord]:
+        """All workers, lost ones included."""
+        with self._lock:
+            return [self._record(w) for w in self._workers.values()]
+
+    def _record(self, worker: _Worker) -> WorkerRecord:
+        info, last = worker.info, worker.last
+        return WorkerRecord(
+            info.job,
+            info.task,
+            info.address,
+            info.pid,
+            self._membership.state(info.task_name),
+            info.incarnation,
+            info.versions,
+            round(worker.rtt_ms, 3),
+            last.memory_bytes,
+            last.cpu_percent,
+            last.running_steps,
+            last.steps_done,
+        )
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener` with a WorkerState whenever a worker's state changes; returns what ends it."""
+        return self._events.add(listener)
+
+    def logs(self, task: str, lines: int = 50) -> str:
+        """The end of what a worker wrote. Raises Rejected for one that was not started here."""
+        with self._lock:
+            worker = self._workers.get(task)
+        if worker is None or worker.handle is None:
+            raise Rejected(f"{task} was not started by this cluster: its log is where it was started", worker=task)
+        return worker.handle.logs(lines)
+
+    def scale(self, workers: int, *, timeout_s: float = 60.0, progress: Progress | None = None) -> list[WorkerRecord]:
+        """Starts or ends tasks of job worker until there are `workers`; the highest numbers go first."""
+        if workers < 1:
+            raise Rejected(f"a cluster needs at least one worker, not {workers}; use close() to end it")
+        with self._lock:
+            self._check_open()
+            if self._launcher is None:
+                raise Rejected(f"cluster {self.name} was attached to: start more workers there, and attach again")
+            alive = {w.info.task for w in self._alive() if w.info.job == "worker"}
+            have = sorted(w.info.task for w in self._workers.values() if w.info.job == "worker")
+        gone = [f"/job:worker/task:{t}" for t in have if t >= workers or t not in alive]
+        self._remove(gone)
+        asks = [Ask("worker", t) for t in range(workers) if t not in alive]
+        if asks:
+            made = _start(self._launcher, asks, self._token, timeout_s=timeout_s, progress=progress)
+            now = time.monotonic()
+            with self._lock:
+                for worker in made:
+                    task = worker.info.task_name
+                    self._workers[task] = worker
+                    self._note(self._membership.join(task, worker.info.incarnation, now))
+                    self._note(self._membership.answered(task, worker.info.incarnation, now))
+                self._workers = {w.info.task_name: w for w in sorted(self._workers.values(), key=_order)}
+                self._generation += 1
+        return self.workers()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the cluster file (mode 0600) that `attach(spec=path)` reads."""
+        with self._lock:
+            entries = tuple(spec_file.Entry(w.info.job, w.info.task, w.link.address) for w in self._workers.values())
+        spec_file.Spec(self.name, self._token, self._ca, entries).save(path)
+
+    def detach(self) -> None:
+        """Leaves the workers alive, with their sessions, and forgets them. `save` first, to find them again."""
+        self._end(keep=True)
+
+    def close(self) -> None:
+        """Ends the workers that were started here, and this cluster's sessions on all others. Safe to call twice."""
+        self._end(keep=False)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        counts: dict[str, int] = {}
+        for record in self.workers():
+            counts[record.job] = counts.get(record.job, 0) + 1
+        jobs = ", ".join(f"{n} {job}" for job, n in counts.items()) or "no workers"
+        return f"<Cluster {self.name}: {jobs}{', closed' if self._closed else ''}>"
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Rejected(f"cluster {self.name} is closed; start or attach another")
+
+    def _alive(self) -> list[_Worker]:
+        return [self._workers[t] for t in self._membership.alive(self._workers)]
+
+    def _remove(self, tasks: Sequence[str]) -> None:
+        with self._lock:
+            removed = [self._workers.pop(t) for t in tasks if t in self._workers]
+            transports = [self._transports.pop(k) for k in list(self._transports) if k[1] in tasks]
+            for task in tasks:
+                self._note(self._membership.leave(task))
+            self._generation += bool(removed)
+        for transport in transports:
+            transport.close()
+        for worker in removed:
+            if worker.handle is not None:
+                worker.handle.stop(STOP_TIMEOUT_S)
+            worker.link.close()
+
+    def _end(self, *, keep: bool) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            workers = list(self._workers.values())
+            transports = list(self._transports.values())
+            self._transports.clear()
+        _open_clusters.discard(self)
+        self._stop.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(HEARTBEAT_TIMEOUT_S + 2.0)
+        started = [w.handle for w in workers if w.handle is not None]
+        for transport in transports:
+            transport.close(keep_session=keep or bool(started))
+        if started:
+            with ThreadPoolExecutor(len(started), thread_name_prefix="nbflow-stop") as pool:
+                list(pool.map(lambda h: h.detach() if keep else h.stop(STOP_TIMEOUT_S), started))
+        for worker in workers:
+            worker.link.close()
+            self._note(self._membership.leave(worker.info.task_name), worker)
+
+    def _look(self) -> None:
+        """One heartbeat: asks every worker how it is."""
+        with self._lock:
+            workers = list(self._workers.values())
+        for worker in workers:
+            ended = worker.handle.exit_text() if worker.handle is not None else ""
+            if ended:
+                self._note(self._membership.exited(worker.info.task_name, ended), worker)
+        asked = [w for w in workers if w.handle is None or not w.handle.exit_text()]
+        if asked:
+            with ThreadPoolExecutor(min(16, len(asked)), thread_name_prefix="nbflow-heartbeat") as pool:
+                list(pool.map(self._ask, asked))
+        with self._lock:
+            self._note(self._membership.tick(time.monotonic()))
+
+    def _ask(self, worker: _Worker) -> None:
+        start = time.monotonic()
+        try:
+            reply = worker.link.describe(timeout_s=HEARTBEAT_TIMEOUT_S)
+        except NbflowError as error:
+            log.debug("no answer from %s: %s", worker.info.task_name, error)
+            return
+        now = time.monotonic()
+        with self._lock:
+            worker.rtt_ms, worker.last = (now - start) * 1000, reply
+            if reply.incarnation != worker.info.incarnation:
+                fresh = _Worker.from_reply(worker.link, reply, worker.handle)
+                worker.info, worker.data = fresh.info, fresh.data
+            busy = reply.running_steps > 0
+            changes = self._membership.answered(worker.info.task_name, reply.incarnation, now, busy=busy)
+            self._note(changes, worker)
+
+    def _note(self, changes: Sequence[Change], worker: _Worker | None = None) -> None:
+        for change in changes:
+            who = worker or self._workers.get(change.worker)
+            address = who.link.address if who is not None else ""
+            if "lost" in (change.old, change.new):
+                self._generation += 1
+            if change.new == "lost":
+                log.warning("%s (%s) is lost: %s", change.worker, address, change.detail)
+            self._events.emit(WorkerState(change.worker, change.new, address, time.time(), change.detail))
+
+
+def _watch(cluster: weakref.ref[Cluster], stop: threading.Event) -> None:
+    """Heartbeats, until the cluster is closed, or nobody holds it any more."""
+    while not stop.wait(HEARTBEAT_S):
+        found = cluster()
+        if found is None:
+            return
+        try:
+            found._look()
+        except Exception:
+            # A heartbeat that failed must not be the last one.
+            log.exception("a heartbeat failed")
+        del found
+
+
+_open_clusters: set[Cluster] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    """The interpreter ends: what was started here ends with it."""
+    for cluster in list(_open_clusters):
+        cluster.close()
+
+
+# --- making clusters --------------------------------------------------------------------------------------------------
+
+
+def local(
+    workers: int = 2,
+    ps: int = 0,
+    *,
+    gpus: int = 0,
+    name: str | None = None,
+    timeout_s: float = 60.0,
+    progress: Progress | None = None,
+    launcher: Launcher | None = None,
+) -> Cluster:
+    """Starts `workers` tasks of job worker and `ps` of job ps as processes of this machine.
+
+    The first `gpus` workers get one GPU each. `progress` is called with a line as each starts and is ready. Raises
+    WorkerError, with what the process wrote, when one does not start within `timeout_s`; then none is left running.
+    """
+    if workers < 1 or ps < 0 or not 0 <= gpus <= workers:
+        raise Rejected(f"a cluster has at least one worker and at most a GPU each; asked: {workers=}, {ps=}, {gpus=}")
+    asks = [Ask("worker", i, f"cpu,gpu:{i}" if i < gpus else "auto") for i in range(workers)]
+    asks += [Ask("ps", i) for i in range(ps)]
+    token = security.new_token()
+    used = launcher or LocalLauncher()
+    made = _start(used, asks, token, timeout_s=timeout_s, progress=progress)
+    return Cluster(made, token, name=name or f"local-{next(_numbers)}", launcher=used)
+
+
+def _start(
+    launcher: Launcher, asks: Sequence[Ask], token: Token, *, timeout_s: float, progress: Progress | None
+) -> list[_Worker]:
+    handles = launcher.start(asks, token, timeout_s=timeout_s, progress=progress)
+    try:
+        found = ask_all([h.address for h in handles], token, b"", timeout_s=10.0)
+        return [_Worker.from_reply(f.link, f.reply, h) for f, h in zip(found, handles, strict=True)]
+    except BaseException:
+        for handle in handles:
+            handle.stop(STOP_TIMEOUT_S)
+        raise
+
+
+def attach(
+    addresses: str | Sequence[str] | None = None,
+    *,
+    spec: str | Path | None = None,
+    token: str | Token | None = None,
+    ca: str | bytes | Path | None = None,
+    name: str | None = None,
+    timeout_s: float = 10.0,
+) -> Cluster:
+    """Attaches to workers that run: `["gpu1:7077", ...]`, or those of a cluster file.
+
+    `token`: the workers' own; without it that of the file, or NBFLOW_TOKEN. `ca`: PEM text, or a path to it. All
+    problems are collected in one WorkerError with a line per worker: refused, wrong token, other version, TLS, timeout.
+    """
+    wanted = [addresses] if isinstance(addresses, str) else list(addresses or ())
+    trusted = _pem(ca)
+    saved = spec_file.load(spec) if spec is not None else None
+    secret = security.token_from(token) if token is not None or saved is None else saved.token
+    if saved is not None:
+        wanted += [w.address for w in saved.workers if w.address not in wanted]
+        trusted = trusted or saved.ca
+    if not wanted:
+        raise Rejected("attach to what? give addresses, such as gpu1:7077, or spec=FILE")
+    if secret is None:
+        raise Rejected(f"attaching needs the workers' token: token=…, spec=FILE, or set {security.TOKEN_VARIABLE}")
+    found = ask_all(wanted, secret, trusted, timeout_s=timeout_s)
+    workers = [_Worker.from_reply(f.link, f.reply) for f in found]
+    title = name or (saved.name if saved is not None else f"attached-{next(_numbers)}")
+    return Cluster(workers, secret, name=title, ca=trusted)
+
+
+def _pem(ca: str | bytes | Path | None) -> bytes:
+    if ca is None or isinstance(ca, bytes):
+        return ca or b""
+    if isinstance(ca, str) and "-----BEGIN" in ca:
+        return ca.encode()
+    return Path(ca).read_bytes()

@@ -1,0 +1,222 @@
+"""A worker process: what `nbflow worker` runs. Listens, says READY, and ends when told, orphaned or forgotten."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from nbflow import wire
+from nbflow.backends.base import Backend
+from nbflow.device import DeviceSpec
+from nbflow.errors import PlacementError, Rejected
+from nbflow.executor import Executor
+from nbflow.transport import DeviceInfo, Outbox, Transport, WorkerInfo
+from nbflow_workers import security, spec
+from nbflow_workers.dataplane import shm
+from nbflow_workers.dataplane.zmq import ZmqDataPlane
+from nbflow_workers.server import Config, Server
+
+log = logging.getLogger("nbflow.worker")
+
+READY = "NBFLOW-READY "
+# Tests start a worker of another version by this.
+TEST_VERSION_VARIABLE = "NBFLOW_TEST_WIRE_VERSION"
+TICK_S = 0.25
+# How often leases are looked at.
+LEASE_TICK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The flags of `nbflow worker`. `keepalive_s`: end after this long without a call; 0: never.
+
+    `orphan_s`: for workers of a launcher, whose standard input is a pipe from it: end this long after it closed, unless
+    somebody calls; None: standard input is not looked at.
+    """
+
+    listen: str = "127.0.0.1:0"
+    job: str = "worker"
+    task: int = 0
+    devices: str = "auto"
+    keepalive_s: float = 0.0
+    orphan_s: float | None = None
+    allow_python: bool = False
+    spec_out: Path | None = None
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    data_port: int = 0
+    advertise: str = ""
+
+
+def versions() -> dict[str, str]:
+    """What runs here."""
+    return {
+        "nbflow": importlib.metadata.version("nbflow"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "wire": str(wire.WIRE_VERSION),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def find_devices(asked: str, job: str, task: int) -> tuple[dict[str, Backend], tuple[DeviceInfo, ...]]:
+    """Backends by device type, and the devices: `auto`, or a list such as `cpu` or `cpu,gpu:0`.
+
+    Raises PlacementError for a device that is not here, naming what is missing.
+    """
+    installed = {e.name: e for e in importlib.metadata.entry_points(group="nbflow.backends")}
+    wanted = ["cpu"] if asked == "auto" else [d.strip() for d in asked.split(",") if d.strip()]
+    backends: dict[str, Backend] = {}
+    devices: list[DeviceInfo] = []
+    for name in wanted:
+        kind, _, index = name.partition(":")
+        if kind not in installed or (index and not index.isdecimal()):
+            raise PlacementError(
+                f"this worker has no device {name!r}: backends installed here are {', '.join(sorted(installed))}; "
+                "GPUs need the extra gpu-cuda12 or gpu-cuda13"
+            )
+        if kind not in backends:
+            backends[kind] = installed[kind].load()()
+        described = _describe_cpu() if kind == "cpu" else (kind.upper(), 0)
+        devices.append(DeviceInfo(DeviceSpec(job, task, kind, int(index or 0)), *described))
+    return backends, tuple(devices)
+
+
+def _describe_cpu() -> tuple[str, int]:
+    return f"{os.cpu_count()} cores {platform.machine()}", psutil.virtual_memory().total
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what was freed: the first touch of fresh pages costs more than most ops on them."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    libc.mallopt(m_mmap_threshold, 2**30)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 64 * 2**20)
+
+
+def run(options: Options) -> None:
+    """Runs a worker until it is told to stop. Raises Rejected or Unauthenticated when it must not start."""
+    host, _ = security.split_address(options.listen)
+    token = security.token_from(file=options.token_file)
+    # Plans and steps are other people's: they must not find the secret in the environment.
+    os.environ.pop(security.TOKEN_VARIABLE, None)
+    if token is None and options.spec_out is not None:
+        token = security.new_token()
+    tls = _tls(options, host)
+    token = security.check_listen(host, token, tls)
+    keep_freed_memory()
+    incarnation = uuid.uuid4().hex
+    backends, devices = find_devices(options.devices, options.job, options.task)
+    prefix = shm.prefix_of(incarnation)
+    dataplane = ZmqDataPlane(host if host != "localhost" else "127.0.0.1", port=options.data_port, prefix=prefix)
+    info = WorkerInfo(
+        options.job, options.task, options.listen, incarnation, os.getpid(), devices, versions(), options.allow_python
+    )
+    stop = threading.Event()
+
+    def make_executor(info: WorkerInfo, session: str, outbox: Outbox, peers: Callable[[str], Transport]) -> Executor:
+        return Executor(info, backends, session, outbox, peers=peers)
+
+    version = int(os.environ.get(TEST_VERSION_VARIABLE, wire.WIRE_VERSION))
+    config = Config(info, token, make_executor, dataplane, prefix, tls, version, stop=stop)
+    try:
+        server = Server(config, options.listen)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        server.start()
+        address = _advertised(options, server.address)
+        if options.spec_out is not None:
+            ca = tls.certificate if tls is not None else b""
+            spec.Spec(info.task_name, token, ca, (spec.Entry(info.job, info.task, address),)).save(options.spec_out)
+        ready = {"address": address, "pid": os.getpid(), "incarnation": incarnation, "task": info.task_name}
+        print(READY + json.dumps(ready), flush=True)
+        try:
+            _serve(server, options, stop)
+        finally:
+            server.stop()
+    finally:
+        dataplane.close()
+        shm.remove_leftovers(prefix)
+
+
+def _advertised(options: Options, bound: str) -> str:
+    host, port = security.split_address(bound)
+    if options.advertise:
+        return f"{options.advertise}:{port}"
+    return f"{platform.node()}:{port}" if host in ("0.0.0.0", "::") else bound
+
+
+def _tls(options: Options, host: str) -> security.ServerTls | None:
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise Rejected("--tls-cert and --tls-key belong together: give both or neither")
+    if options.tls_cert is not None and options.tls_key is not None:
+        return security.ServerTls(options.tls_cert.read_bytes(), security.read_private(options.tls_key).encode())
+    if security.is_loopback(host) or options.spec_out is None:
+        return None
+    # Loaded only where it is needed: it is the slowest import of a worker.
+    from nbflow_workers import certificates
+
+    return certificates.mint((host, platform.node()))
+
+
+def _serve(server: Server, options: Options, stop: threading.Event) -> None:
+    """Waits until told to stop, or until the leases are over."""
+    orphaned = threading.Event()
+    if options.orphan_s is not None:
+        threading.Thread(target=_watch_stdin, args=(orphaned,), name="nbflow-stdin", daemon=True).start()
+    orphan_since: float | None = None
+    next_look = 0.0
+    while not stop.wait(TICK_S):
+        now = time.monotonic()
+        if now < next_look:
+            continue
+        next_look = now + LEASE_TICK_S
+        server.service.expire()
+        if orphaned.is_set() and orphan_since is None:
+            orphan_since = now
+        idle = now - server.service.last_call_s
+        if options.keepalive_s and idle > options.keepalive_s:
+            log.warning("nobody called for %g s: this worker ends", options.keepalive_s)
+            return
+        alone = min(idle, now - orphan_since) if orphan_since is not None else 0.0
+        if options.orphan_s is not None and orphaned.is_set() and alone >= options.orphan_s:
+            log.warning("the launcher is gone, and nobody called for %g s: this worker ends", options.orphan_s)
+            return
+
+
+def _watch_stdin(orphaned: threading.Event) -> None:
+    """Standard input is a pipe from the launcher: its end means that the launcher is gone, however it went.
+
+    A line `detach` first means that the launcher leaves on purpose, and the worker stays.
+    """
+    for line in sys.stdin.buffer:
+        if line.strip() == b"detach":
+            return
+    orphaned.set()
+
+
+def ready_from(line: str) -> Mapping[str, str] | None:
+    """What a READY line says; None for any other line."""
+    if not line.startswith(READY):
+        return None
+    found: dict[str, str] = json.loads(line[len(READY) :])
+    return found
