@@ -322,6 +322,9 @@ class Graph:
         # While a cell runs: what it has made so far, and who wants to know. `owner.py` merges it, or drops it.
         self.pending: dict[str, Node] | None = None
         self.on_add: Callable[[Node], None] | None = None
+        # The cells whose ops the running one replaces: itself, and with `takes_over` those whose names it uses.
+        self.replacing: set[str] = set()
+        self.takes_over = False
         # Cell id -> the nodes of other cells whose op, attributes and edges its own ops were derived from (`read`).
         self.reads: dict[str, dict[str, Node]] = {}
         self.pending_reads: dict[str, Node] = {}
@@ -339,7 +342,7 @@ class Graph:
         if self.pending is not None and name in self.pending:
             return self.pending[name]
         node = self.nodes.get(name)
-        if node is not None and self.pending is not None and node.owner.id == self.owner.id:
+        if node is not None and self.pending is not None and node.owner.id in self.replacing:
             return None  # the running cell is about to replace it
         return node
 
@@ -473,7 +476,7 @@ class Graph:
                 f"run {node.owner.label} again",
                 where=node.where,
             )
-        if self.pending is not None and node.owner.id == self.owner.id and node.name not in self.pending:
+        if self.pending is not None and node.owner.id in self.replacing and node.name not in self.pending:
             raise GraphError(
                 f"{node.name!r} was made when {node.owner.label} ran before, and this run replaces it; "
                 "make it anew in this cell, or run the cell before it again",
@@ -488,9 +491,12 @@ class Graph:
             return
         if other.owner.id == self.owner.id:
             raise NameInUseError(f"the name {full!r} is used twice in {other.owner.label}", where=other.where)
+        if self.takes_over:
+            self.replacing.add(other.owner.id)
+            return
         raise NameInUseError(
-            f"the name {full!r} is defined by {other.owner.label}; "
-            f"choose another name, or change it there and run {other.owner.label} again",
+            f"the name {full!r} is defined by {other.owner.label}; choose another name, or change it there and run "
+            f"{other.owner.label} again, or take it over with `%%graph --replace` in this cell's first line",
             where=other.where,
         )
 

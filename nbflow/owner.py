@@ -16,8 +16,8 @@ those changed, all ops of the cell that read them are stale (`Graph.reads`).
 
 State (the values of variables, the position of iterators) lives on workers under a node's name and its *generation*.
 A variable whose name, shape and dtype are unchanged keeps its generation, and with it its value; one without a given
-name does so when the cell made the same ops before it. All other state of a re-run cell starts anew. Generations are
-dealt while the cell runs, since the cell may run what it builds, and are never used twice.
+name is known by its number in the cell. All other state of a re-run cell starts anew. Generations are dealt while the
+cell runs, since the cell may run what it builds, and are never used twice.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Change:
     kept_variables: tuple[str, ...] = ()
     reset_variables: tuple[str, ...] = ()
     stale_cells: tuple[Owner, ...] = ()
+    replaced_cells: tuple[Owner, ...] = ()  # other cells that lost their ops to this one
     dropped_state: tuple[str, ...] = ()
 
     @property
@@ -64,7 +65,7 @@ class Change:
 class Transaction:
     """One run of one cell: `begin`, build, then `commit` or `rollback`, once."""
 
-    def __init__(self, graph: Graph, owner: Owner, *, reinit: bool = False) -> None:
+    def __init__(self, graph: Graph, owner: Owner, *, reinit: bool = False, replace: bool = False) -> None:
         if graph.pending is not None:
             raise GraphError(f"{graph.owner.label} is still running; cells run one at a time")
         self.graph = graph
@@ -73,12 +74,13 @@ class Transaction:
         self._reinit = reinit
         self._outer = graph.owner
         self._renewed: dict[str, int] = {}  # of state that started anew in this run: what they were before
-        self._old_order = [(n.name, n.op) for n in self.old.values()]
-        self._same_so_far = True
+        self._replacing = {owner.id}
         graph.owner = owner
         graph.pending = {}
         graph.pending_reads = {}
         graph.on_add = self._added
+        graph.replacing = {owner.id}
+        graph.takes_over = replace
         graph.restart_numbers()
 
     @property
@@ -88,17 +90,22 @@ class Transaction:
 
     def _added(self, node: Node) -> None:
         """Deals the generation of new state, before the cell can run it."""
-        position = len(self.made) - 1
-        expected = self._old_order[position] if position < len(self._old_order) else None
-        self._same_so_far = self._same_so_far and expected == (node.name, node.op)
-        if position == 0 and self.old:
+        self._take_over()
+        if len(self.made) == 1 and self.old:
             self.graph.version += 1  # from here on, names may mean other nodes than before
         old = self.old.get(node.name)
         if old is None or not (_holds_state(old) or _holds_state(node)):
             return
-        if self._reinit or not _keeps_value(old, node) or (node.auto_named and not self._same_so_far):
+        if self._reinit or not _keeps_value(old, node):
             self._renewed[node.name] = self.graph.generations.get(node.name, 0)
             self.graph.renew(node.name)
+
+    def _take_over(self) -> None:
+        """Counts the ops of cells that lost a name to this one among those it replaces."""
+        for owner_id in self.graph.replacing - self._replacing:
+            self._replacing.add(owner_id)
+            self.old.update((n.name, n) for n in self.graph.nodes.values() if n.owner.id == owner_id)
+            self.graph.version += 1
 
     def _close(self) -> tuple[dict[str, Node], dict[str, Node]]:
         graph = self.graph
@@ -108,6 +115,8 @@ class Transaction:
         graph.pending = None
         graph.pending_reads = {}
         graph.on_add = None
+        graph.replacing = set()
+        graph.takes_over = False
         graph.owner = self._outer
         graph.restart_numbers()
         return new, reads
@@ -149,9 +158,13 @@ class Transaction:
         )
 
 
-def begin(graph: Graph, owner: Owner, *, reinit: bool = False) -> Transaction:
-    """Starts the run of a cell. `reinit`: variables start anew even when nothing about them changed."""
-    return Transaction(graph, owner, reinit=reinit)
+def begin(graph: Graph, owner: Owner, *, reinit: bool = False, replace: bool = False) -> Transaction:
+    """Starts the run of a cell.
+
+    `reinit`: variables start anew even when nothing about them changed. `replace`: a name that another cell defines is
+    taken over, and with it go all ops of that cell; without it, using such a name is an error.
+    """
+    return Transaction(graph, owner, reinit=reinit, replace=replace)
 
 
 def delete(graph: Graph, owner_id: str) -> Change:
@@ -215,6 +228,12 @@ def _same(a: Node, b: Node) -> bool:
         and a.attrs.keys() == b.attrs.keys()
         and all(_same_value(v, b.attrs[k]) for k, v in a.attrs.items())
     )
+
+
+def _reads_the_same(a: Node, b: Node) -> bool:
+    """Whether what was derived from `a` holds for `b`. What a batch holds, or what is drawn, is never looked at."""
+    source = a.op == b.op != "variable" and a.definition.stateful and a.definition.gradient is None
+    return [t.spec for t in a.outputs] == [t.spec for t in b.outputs] if source else _same(a, b)
 
 
 def _same_value(a: Any, b: Any) -> bool:
@@ -286,7 +305,9 @@ def _replace(
     for name in old:
         del graph.nodes[name]
     graph.nodes.update(new)
-    graph.reads.pop(owner.id, None)
+    replaced = dict.fromkeys(n.owner for n in old.values() if n.owner.id != owner.id)
+    for gone in (owner, *replaced):
+        graph.reads.pop(gone.id, None)
     if reads:
         graph.reads[owner.id] = dict(reads)
     if old:
@@ -312,6 +333,7 @@ def _replace(
         kept_variables=tuple(n for n in variables if n in old and n not in renewed),
         reset_variables=tuple(n for n in variables if n in old and n in renewed),
         stale_cells=tuple(dict.fromkeys(n.owner for n in stale)),
+        replaced_cells=tuple(replaced),
         dropped_state=tuple(dropped),
     )
 
@@ -369,7 +391,7 @@ def _misread(graph: Graph, owner: Owner, old: Mapping[str, Node], new: Mapping[s
     stale: list[Node] = []
     for reader, sources in [*graph.reads.items(), (graph.owner.id, graph.pending_reads)]:
         touched = [n for n, node in sources.items() if old.get(n) is node]
-        changed = next((n for n in touched if n not in new or not _same(old[n], new[n])), None)
+        changed = next((n for n in touched if n not in new or not _reads_the_same(old[n], new[n])), None)
         if changed is None:
             sources.update((n, new[n]) for n in touched)
             continue

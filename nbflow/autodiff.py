@@ -1,0 +1,179 @@
+"""Gradients as nodes: one reverse sweep over the graph, calling each op's gradient rule once.
+
+Reverse accumulation as in Griewank and Walther, "Evaluating Derivatives", chapter 3. The rules build ordinary ops, so
+gradients have gradients. A gradient node runs on the device of the op it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+from nbflow.errors import DTypeError, GraphError, ShapeError
+from nbflow.graph import Graph, Node, Tensor, ToTensor, ancestors
+from nbflow.ops import add_n, ones_like
+from nbflow.ops._build import ArrayLike, as_tensor, convert
+from nbflow.spec import format_shape, shape_accepts
+
+# (node name, output index)
+Key = tuple[str, int]
+
+
+def gradients(
+    ys: Tensor | ToTensor | Sequence[Tensor | ToTensor],
+    xs: Tensor | ToTensor | Sequence[Tensor | ToTensor],
+    grad_ys: ArrayLike | Sequence[ArrayLike | None] | None = None,
+) -> list[Tensor | None]:
+    """The gradients of the sum of `ys` for each of `xs` (tensors or variables), as new tensors.
+
+    `grad_ys`: what flows into each of `ys`, of its shape and dtype; ones where None or left out. None stands for an x
+    that no y depends on, or only through ops without a gradient (comparisons, rounding, integers, stop_gradient).
+    Raises DTypeError when a y is not floating, ShapeError when an entry of `grad_ys` does not fit.
+    """
+    targets, sources = _tensors(ys, "ys"), _tensors(xs, "xs")
+    if not targets:
+        raise GraphError("gradients of nothing: ys is empty")
+    graph = targets[0].graph
+    for tensor in (*targets, *sources):
+        if tensor.graph is not graph:
+            raise GraphError(f"{tensor.name} belongs to another graph than {targets[0].name}", where=tensor.node.where)
+    order = ancestors(t.node for t in targets)
+    graph.read(order)
+    reached = _reached(order, {_key(x) for x in sources})
+    made = _Made(graph)
+    sweep = _Sweep(reached)
+    with graph.device(None):
+        sweep.start(targets, _seeds(targets, grad_ys))
+        for node in reversed(order):
+            sweep.visit(node)
+        found = [sweep.gradient(x) for x in sources]
+    made.drop_unused(found)
+    return found
+
+
+def _tensors(values: Tensor | ToTensor | Sequence[Tensor | ToTensor], what: str) -> list[Tensor]:
+    items = list(values) if isinstance(values, (list, tuple)) else [values]
+    found = []
+    for item in items:
+        tensor = as_tensor(item)
+        if tensor is None:
+            raise GraphError(f"{what} are tensors or variables, not {item!r}")
+        found.append(tensor)
+    return found
+
+
+def _key(tensor: Tensor) -> Key:
+    return tensor.node.name, tensor.index
+
+
+def _reached(order: Iterable[Node], sources: set[Key]) -> set[Key]:
+    """The floating tensors that depend on `sources` through differentiable ops only; `order` is topological."""
+    reached: set[Key] = set()
+    for node in order:
+        inputs = any(_key(t) in reached for t in node.inputs) and node.definition.gradient is not None
+        for tensor in node.outputs:
+            if tensor.dtype.kind == "f" and (inputs or _key(tensor) in sources):
+                reached.add(_key(tensor))
+    return reached
+
+
+def _seeds(targets: Sequence[Tensor], grad_ys: ArrayLike | Sequence[ArrayLike | None] | None) -> list[Tensor | None]:
+    """What flows into each target; None: ones."""
+    if grad_ys is None:
+        given: list[ArrayLike | None] = [None] * len(targets)
+    elif isinstance(grad_ys, (list, tuple)):
+        given = list(grad_ys)
+    else:
+        given = [grad_ys]
+    if len(given) != len(targets):
+        raise GraphError(f"grad_ys has {len(given)} entries for {len(targets)} ys")
+    seeds: list[Tensor | None] = []
+    for y, value in zip(targets, given, strict=True):
+        if y.dtype.kind != "f":
+            raise DTypeError(f"{y.name} is {y.dtype}: only floating tensors have gradients", where=y.node.where)
+        seed = None if value is None else convert(value, like=y)
+        if seed is not None and (seed.dtype != y.dtype or not shape_accepts(y.shape, seed.shape)):
+            raise ShapeError(f"the gradient given for {y.name} is {seed.spec}; it must be {y.spec}", where=y.node.where)
+        seeds.append(seed)
+    return seeds
+
+
+class _Sweep:
+    """The reverse sweep: parts of gradients that have arrived, by tensor; and whole ones, once their node is visited."""
+
+    def __init__(self, reached: set[Key]) -> None:
+        self._reached = reached
+        self._parts: dict[Key, list[Tensor]] = {}
+        self._whole: dict[Key, Tensor] = {}
+
+    def start(self, targets: Sequence[Tensor], seeds: Sequence[Tensor | None]) -> None:
+        for y, seed in zip(targets, seeds, strict=True):
+            if _key(y) in self._reached:
+                with _beside(y.node):
+                    self._add(y, ones_like(y) if seed is None else seed)
+
+    def visit(self, node: Node) -> None:
+        """Sends the gradients of the outputs of `node` on to its inputs. All its consumers have been visited."""
+        arrived = [t for t in node.outputs if _key(t) in self._parts]
+        if not arrived:
+            return
+        with _beside(node):
+            for tensor in arrived:
+                parts = self._parts.pop(_key(tensor))
+                self._whole[_key(tensor)] = parts[0] if len(parts) == 1 else add_n(parts)
+            rule = node.definition.gradient
+            if rule is None or not any(_key(t) in self._reached for t in node.inputs):
+                return
+            node.graph.read([node])
+            found = rule(node, [self._whole.get(_key(t)) for t in node.outputs])
+        if len(found) != len(node.inputs):
+            raise GraphError(
+                f"the gradient rule of {node.op} gives {len(found)} gradients for {len(node.inputs)} inputs",
+                where=node.where,
+            )
+        for tensor, grad in zip(node.inputs, found, strict=True):
+            if grad is not None and _key(tensor) in self._reached:
+                _check(node, tensor, grad)
+                self._add(tensor, grad)
+
+    def gradient(self, x: Tensor) -> Tensor | None:
+        return self._whole.get(_key(x))
+
+    def _add(self, tensor: Tensor, grad: Tensor) -> None:
+        self._parts.setdefault(_key(tensor), []).append(grad)
+
+
+def _check(node: Node, tensor: Tensor, grad: Tensor) -> None:
+    if grad.dtype != tensor.dtype or not shape_accepts(tensor.shape, grad.shape):
+        raise GraphError(
+            f"the gradient rule of {node.op} gives {grad.dtype}{format_shape(grad.shape)} for its input {tensor.name}, "
+            f"which is {tensor.spec}",
+            where=node.where,
+        )
+
+
+@contextmanager
+def _beside(node: Node) -> Iterator[None]:
+    """New nodes go under `gradients/<name of the node>` and on its device."""
+    with node.graph.absolute_scope(f"gradients/{node.name}"), node.graph.colocate_with(node):
+        yield
+
+
+class _Made:
+    """The nodes made from now on. Rules compute gradients for all inputs; those nobody asked for are taken out again,
+    so that they neither crowd the graph view nor count as ops of the cell."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._nodes = graph.nodes if graph.pending is None else graph.pending
+        self._before = len(self._nodes)
+
+    def drop_unused(self, results: Iterable[Tensor | None]) -> None:
+        new = list(islice(self._nodes.values(), self._before, None))
+        wanted = {id(t.node) for t in results if t is not None}
+        for node in reversed(new):  # consumers come after what they consume
+            if id(node) in wanted:
+                wanted.update(id(t.node) for t in node.inputs)
+                wanted.update(id(n) for n in node.control_inputs)
+            else:
+                del self._nodes[node.name]
