@@ -16,7 +16,8 @@ class Cell:
 
     def __init__(self) -> None:
         self.value: Any = None
-        self.lock = threading.Lock()
+        # Re-entrant: a program makes an op that uses the cell whole, and the op's implementation does too.
+        self.lock = threading.RLock()
 
 
 class StateStore:
