@@ -24,6 +24,7 @@ from nbflow.errors import (
     Rejected,
     RunError,
     ShapeError,
+    WorkerError,
 )
 from nbflow.events import Event, NodeFinished, TensorMoved
 from nbflow.plan import Instruction, Plan
@@ -327,7 +328,8 @@ class Program:
         if isinstance(error, (Cancelled, DeadlineExceeded)):
             error.device, error.worker = error.device or self.device, error.worker or self.task
             return error
-        if isinstance(error, DataError):
+        # A lost peer is the machine's trouble, not the op's: whoever drives the step must see which worker it was.
+        if isinstance(error, DataError | WorkerError):
             error.where = error.where or instruction.where
             return error
         if isinstance(error, NbflowError) and not isinstance(error, RunError):

@@ -287,9 +287,10 @@ class Cluster:
         for transport in transports:
             transport.close()
         for worker in removed:
+            # First: a server that stops waits for those who are still connected.
+            worker.link.close()
             if worker.handle is not None:
                 worker.handle.stop(STOP_TIMEOUT_S)
-            worker.link.close()
 
     def _end(self, *, keep: bool) -> None:
         with self._lock:
@@ -306,11 +307,13 @@ class Cluster:
         started = [w.handle for w in workers if w.handle is not None]
         for transport in transports:
             transport.close(keep_session=keep or bool(started))
+        for worker in workers:
+            # First: a server that stops waits for those who are still connected.
+            worker.link.close()
         if started:
             with ThreadPoolExecutor(len(started), thread_name_prefix="nbflow-stop") as pool:
                 list(pool.map(lambda h: h.detach() if keep else h.stop(STOP_TIMEOUT_S), started))
         for worker in workers:
-            worker.link.close()
             self._note(self._membership.leave(worker.info.task_name), worker)
 
     def _look(self) -> None:

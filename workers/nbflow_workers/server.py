@@ -367,7 +367,7 @@ class Server:
         for name in ("", rpc.SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
-    def stop(self, grace_s: float = 1.0) -> None:
+    def stop(self, grace_s: float = 0.3) -> None:
         """Ends sessions, then calls, then the server, within about `grace_s` and the executors' own limit."""
         self._health.enter_graceful_shutdown()
         self.service.close()
