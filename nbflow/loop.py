@@ -69,6 +69,7 @@ class _Runner:
         self.control = control
         self.flying = control.flying
         self.last_done = loop.first - 1
+        self.not_finite = ""  # the first metric that was NaN or infinite, for people
         self._said = 0.0
 
     def run(self) -> None:
@@ -105,37 +106,30 @@ class _Runner:
                 continue
             if not self.flying:
                 if self.control.stopped:
-                    return ""
+                    return self.not_finite
                 continue
-            stop = self._finish(self.flying[0], last)
+            pending = self.flying[0]  # stays there while it is waited for, so that "cancel" reaches it
+            self._finish(pending, last)
             self.flying.popleft()
-            if stop:
-                return stop
-        return ""
+            if self.not_finite and loop.stop_on_nan:
+                self.control.apply("stop")
+                self._drain()
+        return self.not_finite
 
-    def _finish(self, pending: Pending, last: int) -> str:
+    def _finish(self, pending: Pending, last: int) -> None:
         fetches, _ = pending.wait()
         self.last_done = pending.number
-        now = time.time()
-        bad = ""
         if pending.number % self.loop.every == 0 or pending.number == last:
-            bad = self._report(fetches, pending.number, now)
+            self._report(fetches, pending.number, time.time())
         if time.monotonic() - self._said > STATE_EVERY_S:
-            self._say("running")
-        if bad and self.loop.stop_on_nan:
-            self.control.apply("stop")
-            self._drain()
-            return bad
-        return ""
+            self._say("running", self.not_finite)
 
-    def _report(self, fetches: Mapping[str, HostArray], number: int, now: float) -> str:
-        bad = ""
+    def _report(self, fetches: Mapping[str, HostArray], number: int, now: float) -> None:
         for metric in self.loop.metrics:
             value = float(fetches[metric.fetch])
             self.emit(Metric(self.loop.run, metric.name, number, value, now, self.loop.replica))
-            if not math.isfinite(value):
-                bad = f"{metric.name} is {value} at step {number}"
-        return bad
+            if not math.isfinite(value) and not self.not_finite:
+                self.not_finite = f"{metric.name} is {value} since step {number}"
 
     def _drain(self) -> None:
         """Waits for the steps in flight; their errors follow from the one that is being reported."""

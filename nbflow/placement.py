@@ -20,6 +20,8 @@ from nbflow.transport import DeviceInfo
 
 # Jobs that hold variables and compute only what is colocated with them.
 STATE_JOBS = ("ps",)
+# Ops whose value is known before the step starts.
+_VALUES = ("constant", "placeholder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +189,31 @@ def _state_candidates(group: _Group, variable: Node, prefer: Mapping[str, str]) 
 def _place_rest(graph: Graph, groups: Mapping[str, _Group], cost: CostModel, placed: dict[str, Placed]) -> None:
     free_at = dict.fromkeys(cost.devices, 0.0)
     ready_at: dict[str, float] = {}
+    waiting: dict[str, Node] = {}  # values known beforehand: they go where they are first read
     for node in graph.nodes.values():
+        group = groups[node.name]
+        if node.name not in placed and node.op in _VALUES and len(group.nodes) == 1 and len(group.candidates) > 1:
+            waiting[node.name] = node
+            ready_at[node.name] = 0.0
+            continue
         if node.name not in placed:
-            _choose(node, groups[node.name], cost, placed, free_at, ready_at)
+            _choose(node, group, cost, placed, free_at, ready_at)
         device = placed[node.name].device
+        for tensor in node.inputs:
+            value = waiting.pop(tensor.node.name, None)
+            if value is not None:
+                _follow(value, groups[value.name], node, device, placed)
         finish = _finish(node, device, cost, placed, free_at, ready_at)
         free_at[device] = ready_at[node.name] = finish
+    for value in waiting.values():
+        _choose(value, groups[value.name], cost, placed, free_at, ready_at)
+
+
+def _follow(value: Node, group: _Group, reader: Node, device: DeviceSpec, placed: dict[str, Placed]) -> None:
+    if device in group.candidates:
+        _assign(group, device, f"is first read by {reader.name}", value, placed)
+    else:
+        _assign(group, group.candidates[0], group.why or "the first that can hold it", value, placed)
 
 
 def _finish(
@@ -205,8 +226,9 @@ def _finish(
 ) -> float:
     start = free_at[device]
     for tensor in node.inputs:
-        source = placed[tensor.node.name].device
-        start = max(start, ready_at[tensor.node.name] + cost.move_s(tensor, source, device))
+        source = placed.get(tensor.node.name)
+        if source is not None:  # a value that waits for its reader will be at hand
+            start = max(start, ready_at[tensor.node.name] + cost.move_s(tensor, source.device, device))
     return start + cost.run_s(node, device)
 
 
