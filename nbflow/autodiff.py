@@ -100,7 +100,7 @@ def _seeds(targets: Sequence[Tensor], grad_ys: ArrayLike | Sequence[ArrayLike | 
 
 
 class _Sweep:
-    """The reverse sweep: parts of gradients that have arrived, by tensor; and whole ones, once their node is visited."""
+    """The reverse sweep: the parts of gradients that have arrived, and whole ones, once their node was visited."""
 
     def __init__(self, reached: set[Key]) -> None:
         self._reached = reached
