@@ -19,9 +19,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nbflow import cluster, data, errors, events, layers, nn, optim, random, train
+from nbflow import cluster, data, errors, events, layers, nn, ops, optim, random, testing, train
 from nbflow.autodiff import gradients
-from nbflow.current import describe, get_cluster, placement, run, set_cluster
+from nbflow.current import current_session, describe, drop_state, get_cluster, placement, run, set_cluster
 from nbflow.device import DeviceSpec
 from nbflow.explain import graph_json
 from nbflow.graph import Graph, Node, Tensor, get_graph
@@ -32,6 +32,46 @@ from nbflow.spec import TensorSpec
 from nbflow.variable import Variable, trainable_variables
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DeviceSpec",
+    "Graph",
+    "Node",
+    "Session",
+    "Tensor",
+    "TensorSpec",
+    "Variable",
+    "cluster",
+    "colocate_with",
+    "control_dependencies",
+    "current_session",
+    "data",
+    "describe",
+    "device",
+    "drop_state",
+    "errors",
+    "events",
+    "get_cluster",
+    "get_graph",
+    "gradients",
+    "graph_json",
+    "layers",
+    "load_ipython_extension",
+    "name_scope",
+    "nn",
+    "optim",
+    "placement",
+    "random",
+    "run",
+    "set_cluster",
+    "set_seed",
+    "show",
+    "testing",
+    "train",
+    "trainable_variables",
+    "unload_ipython_extension",
+]
+__all__ += ops.__all__
 
 
 def name_scope(name: str) -> AbstractContextManager[str]:

@@ -102,8 +102,8 @@ class _Compiler:
             inputs = [] if item.value[1] == CONTROL else [self.slots[item.value]]
             self.append(item, inputs, [], "send", attrs={"key": item.key, "destination": str(item.peer)})
         else:
-            spec = None if item.value[1] == CONTROL else item.node.outputs[item.value[1]].spec
-            slot = self.new_slot(item.value, spec)
+            received = None if item.value[1] == CONTROL else item.node.outputs[item.value[1]].spec
+            slot = self.new_slot(item.value, received)
             self.append(item, [], [slot], "recv", attrs={"key": item.key, "source": str(item.peer)})
 
     def add_node(self, item: Item) -> None:
@@ -219,14 +219,14 @@ class _Compiler:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raises GraphError unless every slot is written once, before it is read and freed after; buffers do not overlap."""
+    """Raises GraphError unless every slot is written once, before it is read and freed; buffers do not overlap."""
     _check_buffers(plan)
     written = {c.slot for c in plan.constants} | {f.slot for f in plan.feeds}
     freed: dict[int, int] = {}
     for index, ins in enumerate(plan.instructions):
         for slot in ins.inputs:
             if slot not in written:
-                raise GraphError(f"a slot is written before it is read: {slot} is not, in {ins.node!r}", where=ins.where)
+                raise GraphError(f"a slot is written, then read: {slot} is not, in {ins.node!r}", where=ins.where)
             if slot in freed:
                 raise GraphError(f"a slot is not read after it was freed: {slot} is, in {ins.node!r}", where=ins.where)
         for slot in ins.outputs:

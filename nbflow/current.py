@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -48,6 +48,14 @@ def current_session() -> Session:
         if found is None:
             found = _sessions[graph] = Session(_cluster, graph)
         return found
+
+
+def drop_state(keys: Sequence[str]) -> None:
+    """Frees state that no op of the current graph can reach any more; does nothing when nothing has run."""
+    with _lock:
+        session = _sessions.get(get_graph())
+    if session is not None and keys:
+        session.drop_state(keys)
 
 
 def run(

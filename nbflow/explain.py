@@ -33,9 +33,7 @@ def _node_json(node: Node, placed: Placed | None) -> dict[str, Any]:
         "name": node.name,
         "op": node.op,
         "inputs": [t.name for t in node.inputs] + [f"^{c.name}" for c in node.control_inputs],
-        "outputs": [
-            {"shape": None if t.shape is None else list(t.shape), "dtype": t.dtype.name} for t in node.outputs
-        ],
+        "outputs": [{"shape": None if t.shape is None else list(t.shape), "dtype": t.dtype.name} for t in node.outputs],
         "attrs": {key: _short(value) for key, value in sorted(node.attrs.items())},
         "asked": str(node.device),
         "device": None if placed is None else str(placed.device),
@@ -90,7 +88,8 @@ class PlacementTable(Sequence[PlacementRow]):
         head = ("op", "asked", "actual", "why")
         lines = [head, *((r.op, r.asked or "–", r.actual, r.why) for r in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(3)]
-        return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[3]]) for line in lines)
+        padded = [[*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[3]] for line in lines]
+        return "\n".join("  ".join(cells) for cells in padded)
 
 
 def placement_table(graph: Graph, placement: Mapping[str, Placed]) -> PlacementTable:

@@ -60,8 +60,9 @@ class InProcessCluster:
         exchange = _Exchange()
         for device in self._devices:
             spec = device.spec
+            incarnation = uuid.uuid4().hex
             info = WorkerInfo(
-                spec.job or "", spec.task or 0, "in process", uuid.uuid4().hex, os.getpid(), (device,), allow_python=True
+                spec.job or "", spec.task or 0, "in process", incarnation, os.getpid(), (device,), allow_python=True
             )
             executor = Executor(info, self._backends, session, exchange, peers=exchange.executors.__getitem__)
             exchange.executors[info.task_name] = executor

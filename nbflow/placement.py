@@ -253,7 +253,7 @@ def _choose(
         why = group.why or f"{best.task_name} is the only one that computes"
     else:
         gain = (min(others) - times[best]) * 1e3
-        why = f"{best.task_name} would finish {gain:.2g} ms earlier" if gain > 0 else "equally fast everywhere: the first"
+        why = f"{best.task_name} would finish {gain:.2g} ms earlier" if gain > 0 else "equally fast anywhere: the first"
         why = f"{group.why}; {why}" if group.why else why
     _assign(group, best, why, group.leader or node, placed)
 

@@ -20,7 +20,7 @@ from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError
 from nbflow.events import Emitter, Event
 from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.inprocess import InProcessCluster
-from nbflow.optimize import prune
+from nbflow.optimize import Pruned, prune
 from nbflow.partition import check_partition, partition
 from nbflow.placement import Placed, place
 from nbflow.plan import Bundle, new_bundle_id
@@ -209,7 +209,7 @@ class Session:
         infos = self.cluster.devices()
         available = [i.spec for i in infos]
         pruned = prune(self.graph, leaves, feeds)
-        wanted = [pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves]
+        wanted = _mapped(pruned, leaves)
         expanded = parallel.expand(pruned.graph, wanted, available, replica)
         check_graph(expanded.graph)
         homes = self._homes_of(expanded.graph)
@@ -234,7 +234,11 @@ class Session:
         return Prepared(
             bundles,
             tuple(None if t is None else FetchSource(placement[t.node.name].device.task_name, t.name) for t in fetched),
-            {n.name: placement[n.name].device.task_name for n in expanded.graph.nodes.values() if n.op == "placeholder"},
+            {
+                n.name: placement[n.name].device.task_name
+                for n in expanded.graph.nodes.values()
+                if n.op == "placeholder"
+            },
             expanded.graph,
             placement,
             _needed_state(expanded.graph, placement),
@@ -252,14 +256,9 @@ class Session:
             feeds = {n.outputs[0]: n.outputs[0].spec for n in nodes if n.op == "placeholder"}
             infos = self.cluster.devices()
             pruned = prune(self.graph, leaves, feeds)
-            wanted = [
-                pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves
-            ]
-            expanded = parallel.expand(pruned.graph, wanted, [i.spec for i in infos])
+            expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), [i.spec for i in infos])
             homes = self._homes_of(expanded.graph)
-            return expanded.graph, place(
-                expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports
-            )
+            return expanded.graph, place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
 
     def _homes_of(self, graph: Graph) -> dict[str, DeviceSpec]:
         keys = {n.name: _state_key(graph, n.name) for n in graph.nodes.values() if n.op == "variable"}
@@ -370,6 +369,11 @@ def _tensor(key: Any) -> Tensor:
         raise GraphError(f"cannot feed {key!r}: the keys of feeds are tensors")
     tensor: Tensor = convert()
     return tensor
+
+
+def _mapped(pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:
+    """What stands for the user's `leaves` in the pruned graph."""
+    return [pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves]
 
 
 def _state_key(graph: Graph, name: str) -> str:

@@ -1,4 +1,4 @@
-"""State that outlives a step: variables, dataset iterators, queues. One store a session, on the worker that holds the op."""
+"""State that outlives a step: variables, dataset iterators. One store a session, on the worker that holds the op."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Cell:
-    """The state of one variable: its value, or None before it is initialised. Implementations may update it in place."""
+    """The state of one variable: its value, or None before it is initialised. May be updated in place."""
 
     __slots__ = ("lock", "value")
 

@@ -142,8 +142,10 @@ class Transport(Protocol):
         ...
 
     def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None:
-        """Stops (after the steps in flight), pauses, resumes, or cancels (the steps in flight too) a loop. Unknown loops
-        are ignored."""
+        """Stops (after the steps in flight), pauses, resumes, or cancels (the steps in flight too) a loop.
+
+        Unknown loops are ignored.
+        """
         ...
 
     def listen(self, listener: Listener) -> Callable[[], None]:

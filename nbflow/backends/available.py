@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
 from nbflow.backends.base import Backend
@@ -22,7 +22,7 @@ def backends() -> dict[str, type[Backend]]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(device_type: str) -> frozenset[str]:
     backend = backends().get(device_type)
     return frozenset() if backend is None else frozenset(backend().table)

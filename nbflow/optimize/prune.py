@@ -68,5 +68,6 @@ def _needed(fetches: Sequence[Tensor | Node], fed: Mapping[tuple[str, int], Tens
         todo.extend(t.node for t in node.inputs if (t.node.name, t.index) not in fed)
         todo.extend(node.control_inputs)
     # The order in which they were made, so that the same graph always gives the same plan.
-    order = {name: i for i, name in enumerate([*fetches[0].graph.nodes, *(fetches[0].graph.pending or ())])} if found else {}
+    graphs = {id(f.graph): f.graph for f in fetches}
+    order = {name: i for g in graphs.values() for i, name in enumerate([*g.nodes, *(g.pending or ())])}
     return sorted(found.values(), key=lambda n: order.get(n.name, -1))

@@ -77,7 +77,8 @@ def strategy_in(nodes: Sequence[Node | Tensor]) -> tuple[Node, DataParallel] | N
     if not steps:
         return None
     if len(steps) > 1:
-        raise GraphError(f"run one training step at a time: {steps[0].name!r} and {steps[1].name!r} have a strategy each")
+        names = " and ".join(repr(s.name) for s in steps)
+        raise GraphError(f"run one training step at a time: {names} have a strategy each")
     return steps[0], DataParallel.from_attrs(strategy_of(steps[0]))
 
 
@@ -161,7 +162,8 @@ class _Rewrite:
 
     def build(self, which: Sequence[int]) -> None:
         order = topological(self.graph.nodes.values())
-        gradients = {(n.inputs[GRADIENT_INPUT[n.op]].node.name, n.inputs[GRADIENT_INPUT[n.op]].index) for n in self.applies}
+        read = [n.inputs[GRADIENT_INPUT[n.op]] for n in self.applies]
+        gradients = {(t.node.name, t.index) for t in read}
         early = [n for n in order if n.name not in self.copied and self._before_replicas(n)]
         copy_nodes(early, self.made, self.tensors, self.nodes)
         for index in which:

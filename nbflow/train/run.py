@@ -270,7 +270,8 @@ def _metric_tensors(metrics: Mapping[str, Any]) -> dict[str, Tensor]:
             raise GraphError(f"metric {name!r} is not a tensor: {value!r}")
         tensor = leaves[0]
         if tensor.spec.rank not in (0, None):
-            raise GraphError(f"metric {name!r} is not a scalar but {tensor.spec}; take its nf.mean", where=tensor.node.where)
+            message = f"metric {name!r} is not a scalar but {tensor.spec}; take its nf.mean"
+            raise GraphError(message, where=tensor.node.where)
         found[name] = tensor
     return found
 
@@ -322,9 +323,7 @@ def _plan_loops(
     return members
 
 
-def _member(
-    plain: Prepared, report: Prepared, names: Sequence[str], loop: Loop, replicas: int, index: int
-) -> _Member:
+def _member(plain: Prepared, report: Prepared, names: Sequence[str], loop: Loop, replicas: int, index: int) -> _Member:
     sources = [s for s in report.sources[1:] if s is not None]
     metrics = tuple(MetricSource(n, s.task, s.name) for n, s in zip(names, sources, strict=True))
     tasks = [parse_device(d).task_name for d in plain.replicas]
@@ -332,5 +331,3 @@ def _member(
     if leader not in plain.bundles:
         leader = next(iter(plain.bundles))
     return _Member(replace(loop, metrics=metrics), leader, replicas)
-
-

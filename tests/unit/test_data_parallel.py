@@ -73,7 +73,7 @@ def test_runs_are_repeatable_to_the_bit(graph: Graph) -> None:
 def test_asynchronous_replicas_all_contribute(graph: Graph) -> None:
     cluster = InProcessCluster(2, 1)
     nf.set_cluster(cluster)
-    step, loss, accuracy = model(nf.train.DataParallel(sync=False), nf.optim.SGD(0.1))
+    step, loss, _ = model(nf.train.DataParallel(sync=False), nf.optim.SGD(0.1))
     run = nf.train.run(step, steps=61, metrics={"loss": loss}, every=4, show=False)
     assert run.step == 61
     replicas = {e.replica for e in run.events if isinstance(e, nf.events.Metric)}

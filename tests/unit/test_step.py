@@ -14,7 +14,7 @@ from nbflow.step import StepMachine, Wiring
 def plan_of(edges: list[tuple[int, ...]]) -> Plan:
     """Instruction i reads the slots of the instructions in edges[i] and writes slot i."""
     instructions = tuple(
-        Instruction(f"n{i}", "add", before, (i,), {}, after=tuple(sorted(set(before)))) for i, before in enumerate(edges)
+        Instruction(f"n{i}", "add", b, (i,), {}, after=tuple(sorted(set(b)))) for i, b in enumerate(edges)
     )
     return Plan("/job:local/task:0/cpu:0", instructions, len(edges), fetches=(Fetch("last", len(edges) - 1, False),))
 
