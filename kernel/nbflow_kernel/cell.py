@@ -28,10 +28,11 @@ class UsageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The first line `%%graph [NAME] [--reinit]` of a cell."""
+    """The first line `%%graph [NAME] [--reinit] [--replace]` of a cell."""
 
     name: str = ""
     reinit: bool = False
+    replace: bool = False
 
 
 class HeaderParser(argparse.ArgumentParser):
@@ -45,6 +46,7 @@ def header_parser() -> HeaderParser:
     parser = HeaderParser(prog=HEADER, add_help=False, description="Gives the ops of this cell a name to belong to.")
     parser.add_argument("name", nargs="?", default="", help="what the cell is called where the notebook has no ids")
     parser.add_argument("--reinit", action="store_true", help="variables start anew, even the unchanged ones")
+    parser.add_argument("--replace", action="store_true", help="take over names that another cell defines")
     return parser
 
 
@@ -59,7 +61,7 @@ def parse_header(source: str) -> Header | None:
     except ValueError as error:
         raise UsageError(f"{error}\n{header_parser().format_usage().strip()}") from None
     parsed = header_parser().parse_args(arguments)
-    return Header(parsed.name, parsed.reinit)
+    return Header(parsed.name, parsed.reinit, parsed.replace)
 
 
 def without_header(lines: list[str]) -> list[str]:
@@ -207,6 +209,8 @@ def summary(change: Change) -> str:
             if names
         ]
         parts.append(_count(len(change.variables), "variable") + (f" ({', '.join(fates)})" if fates else ""))
+    if change.replaced_cells:
+        parts.append(f"took over from {_join([owner.label for owner in change.replaced_cells])}")
     if change.stale_cells:
         cells = [owner.label for owner in change.stale_cells]
         parts.append(f"stale: {_join(cells)} — run {'it' if len(cells) == 1 else 'them'} again")

@@ -15,7 +15,7 @@ from traitlets import default
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-class OfflineExporter(HTMLExporter):  # type: ignore[misc]  # nbconvert has no types here
+class OfflineExporter(HTMLExporter):
     """nbconvert's HTML exporter with the template `templates/nbflow`."""
 
     export_from_notebook = "HTML (interactive, offline)"
@@ -24,8 +24,8 @@ class OfflineExporter(HTMLExporter):  # type: ignore[misc]  # nbconvert has no t
     def _template_name_default(self) -> str:
         return "nbflow"
 
-    @property
-    def extra_template_basedirs(self) -> list[str]:
+    @default("extra_template_basedirs")
+    def _extra_template_basedirs_default(self) -> list[str]:
         return [str(TEMPLATES)]
 
     def _init_resources(self, resources: Any) -> Any:

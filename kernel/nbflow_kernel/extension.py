@@ -14,7 +14,8 @@ import nbflow
 from nbflow import owner as owners
 from nbflow.graph import Graph, Node
 from nbflow.owner import Change, Owner, Transaction
-from nbflow_kernel import cell, tracebacks
+from nbflow_kernel import cell, doors, tracebacks
+from nbflow_kernel.doors import drop_state
 from nbflow_kernel.magics import MAGICS
 
 log = logging.getLogger("nbflow.kernel")
@@ -43,9 +44,9 @@ class CellHooks:
             self._open.rollback()
             self._open = None
         graph = nbflow.get_graph()
-        owner, reinit, deleted = self._who(info)
+        owner, header, deleted = self._who(info)
         self._forget(graph, deleted - {owner.id})
-        self._open = owners.begin(graph, owner, reinit=reinit)
+        self._open = owners.begin(graph, owner, reinit=header.reinit, replace=header.replace)
         if self._open.old:
             self._before = cell.bindings(self.shell.user_ns)
             self._before_names = cell.snapshot(self.shell.user_ns)
@@ -76,13 +77,13 @@ class CellHooks:
         if change.is_empty and not change.unchanged:
             return
         self.last_change = change
-        nbflow.drop_state(change.dropped_state)
+        drop_state(change.dropped_state)
         print(cell.summary(change))
 
     def _roll_back(self, transaction: Transaction, names: dict[str, Any]) -> None:
         made = dict(transaction.made)
         gone = {id(node) for node in made.values()}
-        nbflow.drop_state(transaction.rollback())
+        drop_state(transaction.rollback())
         if not made:
             return
 
@@ -96,12 +97,12 @@ class CellHooks:
         for owner_id in sorted(deleted):
             change = owners.delete(graph, owner_id)
             if not change.is_empty:
-                nbflow.drop_state(change.dropped_state)
+                drop_state(change.dropped_state)
                 print(f"{change.owner.label} was deleted; {cell.summary(change)}")
 
     # --- who runs ----------------------------------------------------------------------------------------------------
 
-    def _who(self, info: Any) -> tuple[Owner, bool, set[str]]:
+    def _who(self, info: Any) -> tuple[Owner, cell.Header, set[str]]:
         parent = self.shell.get_parent() if hasattr(self.shell, "get_parent") else {}
         metadata = parent.get("metadata") or {}
         cell_id = info.cell_id or metadata.get("cellId")
@@ -110,12 +111,12 @@ class CellHooks:
         number = self.shell.execution_count - 1 if info.store_history and not info.silent else None
         source = info.raw_cell or ""
         try:
-            reinit = (cell.parse_header(source) or cell.Header()).reinit
+            header = cell.parse_header(source) or cell.Header()
         except cell.UsageError:
-            source, reinit = "", False  # the magic itself will say so
+            source, header = "", cell.Header()  # the magic itself will say so
         owner = self._identities.identify(source, cell_id=cell_id, number=number, headless=headless)
         deleted = metadata.get("deletedCells") or ()
-        return owner, reinit, {f"cell:{d}" for d in deleted if isinstance(d, str)}
+        return owner, header, {f"cell:{d}" for d in deleted if isinstance(d, str)}
 
 
 class Extension:
@@ -135,7 +136,7 @@ class Extension:
         for magics in self._magics:
             shell.register_magics(magics)
             magics.load()
-        tracebacks.load(shell)
+        tracebacks.load(shell, doors.acknowledged)
 
     def unload(self) -> None:
         shell = self.shell

@@ -57,7 +57,7 @@ class Console:
         self._open, self._last = False, ""
 
 
-class _Client(NotebookClient):  # type: ignore[misc]  # nbclient has no types here
+class _Client(NotebookClient):
     """Tells the console about streams and progress as they come."""
 
     def __init__(self, notebook: Any, console: Console, **options: Any) -> None:

@@ -10,7 +10,7 @@ from nbflow_kernel import extension
 from nbflow_kernel.ui_thread import UiThread
 
 
-class NbflowKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel has no types here
+class NbflowKernel(IPythonKernel):
     """`python -m nbflow_kernel -f CONNECTION_FILE` serves it."""
 
     implementation = "nbflow"

@@ -7,30 +7,28 @@ same widget with the final picture and text, so that a saved notebook shows them
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython import get_ipython
 from IPython.display import publish_display_data
+from nbflow_widgets import Bridge, CurvesView
 
 from nbflow.events import Event, Metric
 from nbflow_kernel import progress
-from nbflow_widgets.curves_view import CurvesView
+from nbflow_kernel.doors import is_static
 
 if TYPE_CHECKING:
     from nbflow.train import Run
 
 # Two a second reads as live, and stays far below what a notebook server lets through.
 INTERVAL_S = 0.5
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
-
-def is_static() -> bool:
-    """Whether no one will look while it runs: `NBFLOW_NONINTERACTIVE=1`. Then outputs hold pictures and text only."""
-    return os.environ.get("NBFLOW_NONINTERACTIVE", "") not in ("", "0")
+Publish = Callable[..., Any]
 
 
 def display_run(run: Run) -> RunDisplay:
@@ -41,53 +39,73 @@ def display_run(run: Run) -> RunDisplay:
 class Output:
     """One output of a cell, replaced in place. `publish` has the signature of IPython's `publish_display_data`."""
 
-    def __init__(self, publish: Callable[..., Any] = publish_display_data) -> None:
+    def __init__(self, publish: Publish) -> None:
         self._publish = publish
         self._id = uuid.uuid4().hex
         self._shown = False
 
-    def put(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, **transient: Any) -> None:
-        self._publish(
-            data, metadata=metadata or {}, transient={"display_id": self._id, **transient}, update=self._shown
-        )
+    def put(
+        self,
+        data: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None = None,
+        transient: Mapping[str, Any] | None = None,
+    ) -> None:
+        known = {"display_id": self._id, **(transient or {})}
+        self._publish(dict(data), metadata=dict(metadata or {}), transient=known, update=self._shown)
         self._shown = True
 
 
 class RunDisplay:
-    """The display of one run. Its events arrive on other threads; one thread of its own sends."""
+    """The display of one run. Its events arrive on other threads; one thread of its own writes the line."""
 
-    def __init__(self, run: Run, publish: Callable[..., Any] = publish_display_data) -> None:
+    def __init__(self, run: Run, publish: Publish = publish_display_data) -> None:
         self._run = run
         self._values: dict[str, float] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._started_s = time.monotonic()
         self._line, self._curves = Output(publish), Output(publish)
-        self._view = CurvesView(run)
-        self._remove = run.listen(self._on_event)
+        self._view = CurvesView(title=", ".join(run.metric_names))
+        self._view.on_stop(run.request_stop)
+        self._view.on_pause(self._pause_or_resume)
+        self._bridge = Bridge(self._view, run=run.id)
+        self._removers = [run.listen(self._bridge), run.listen(self._on_event)]
         if not is_static():
-            self._curves.put(*self._view.bundle())
+            # No picture yet: drawing an empty one would only delay the first step.
+            data, _ = self._view._repr_mimebundle_()
+            self._curves.put({WIDGET: data[WIDGET], "text/plain": str(self._view)})
         self._say()
         self._thread = threading.Thread(
-            target=self._send, args=(_shell_parent(),), name="nbflow-run-display", daemon=True
+            target=self._keep_saying, args=(_parent(),), name="nbflow-run-display", daemon=True
         )
         self._thread.start()
 
     def finish(self) -> None:
-        """The last word: final progress, curves as picture and text. Never raises for what a front end does."""
+        """The last word: final progress, and the curves as picture and text."""
         self._over.set()
         self._thread.join(timeout=5)
-        self._remove()
-        self._view.close_stream()
+        for remove in self._removers:
+            remove()
+        self._bridge.close()
         self._say()
-        self._curves.put(*(self._view.static() if is_static() else self._view.bundle()))
+        if is_static():
+            self._curves.put(*self._view.static_bundle())
+            self._view.close()
+        else:
+            self._view.finish()
+            self._curves.put(*self._view._repr_mimebundle_())
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Metric):
             with self._lock:
                 self._values[event.name] = event.value
 
-    def _send(self, parent: Any) -> None:
+    def _pause_or_resume(self) -> None:
+        # Asking the workers may take seconds, and the thread that handles clicks has other clicks to handle.
+        action = self._run.resume if self._run.status == "paused" else self._run.pause
+        threading.Thread(target=action, name="nbflow-pause", daemon=True).start()
+
+    def _keep_saying(self, parent: Any) -> None:
         shell = get_ipython()
         # Without this, output of a thread goes to whatever cell ran last.
         if parent is not None and hasattr(shell, "set_thread_parent"):
@@ -103,9 +121,9 @@ class RunDisplay:
         text = progress.line(run.step, run.steps, values, status=run.status, elapsed_s=elapsed_s)
         if run.detail:
             text = f"{text}\n{run.detail}"
-        self._line.put({"text/plain": text}, **{progress.PROGRESS_KEY: True})
+        self._line.put({"text/plain": text}, transient={progress.PROGRESS_KEY: True})
 
 
-def _shell_parent() -> Any:
+def _parent() -> Any:
     shell = get_ipython()
     return shell.get_parent() if hasattr(shell, "get_parent") else None

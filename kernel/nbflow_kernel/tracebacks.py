@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from nbflow.errors import NbflowError
 
@@ -88,6 +88,23 @@ def describe(error: NbflowError, raised: Line | None, source: Callable[[str], st
     return [*lines, f"  {GREY}%tb shows the full traceback{PLAIN}"]
 
 
+class Acknowledged(Protocol):
+    """What a worker answered when a step was cancelled (`nbflow.driver.Acknowledgement`)."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def error(self) -> str: ...
+
+
+def cancelled(answers: Sequence[Acknowledged]) -> list[str]:
+    """`cancelled on /job:worker/task:0, /job:ps/task:0`, and a line for each worker that did not say so."""
+    good = [a.task for a in answers if not a.error]
+    lines = [f"cancelled on {', '.join(good)}"] if good else []
+    return lines + [f"not confirmed by {a.task}: {a.error}" for a in answers if a.error]
+
+
 # --- into IPython ----------------------------------------------------------------------------------------------------
 
 
@@ -114,25 +131,46 @@ def _cell_source(shell: Any) -> Callable[[str], str]:
     return source
 
 
-def _show(
-    shell: Any, kind: type[BaseException], error: BaseException, tb: TracebackType | None, tb_offset: int | None = None
-) -> Sequence[str]:
-    if isinstance(error, NbflowError):
-        lines = describe(error, user_line(tb, _cell_label(shell)), _cell_source(shell))
-    elif getattr(error, "__notes__", ()):
-        lines = [f"{RED}{kind.__name__}{PLAIN}", *(f"  {note}" for note in error.__notes__)]
-    else:
-        shell.showtraceback((kind, error, tb), tb_offset=tb_offset)
-        return []
-    # What `%tb` and debuggers read.
-    sys.last_type, sys.last_value, sys.last_traceback = kind, error, tb
-    shell._showtraceback(kind, error, lines)
-    return lines
+class Shower:
+    """Shows nbflow's errors, and interrupts that cancelled a step, in short; all others as IPython does."""
+
+    def __init__(self, acknowledged: Callable[[], Sequence[Acknowledged]]) -> None:
+        self._acknowledged = acknowledged
+        self._said: Sequence[Acknowledged] = ()
+
+    def __call__(
+        self,
+        shell: Any,
+        kind: type[BaseException],
+        error: BaseException,
+        tb: TracebackType | None,
+        tb_offset: int | None = None,
+    ) -> Sequence[str]:
+        if isinstance(error, NbflowError):
+            lines = describe(error, user_line(tb, _cell_label(shell)), _cell_source(shell))
+        else:
+            notes = [*self._cancelled(), *getattr(error, "__notes__", ())]
+            if not notes:
+                shell.showtraceback((kind, error, tb), tb_offset=tb_offset)
+                return []
+            lines = [f"{RED}{kind.__name__}{PLAIN}", *(f"  {note}" for note in notes)]
+        # What `%tb` and debuggers read.
+        sys.last_type, sys.last_value, sys.last_traceback = kind, error, tb
+        shell._showtraceback(kind, error, lines)
+        return lines
+
+    def _cancelled(self) -> list[str]:
+        """Who acknowledged the cancelled step; said once for each step."""
+        found = self._acknowledged()
+        if not found or found is self._said:
+            return []
+        self._said = found
+        return cancelled(found)
 
 
-def load(shell: Any) -> None:
-    """Shows nbflow's errors, and interrupts that cancelled a step, in short."""
-    shell.set_custom_exc((NbflowError, KeyboardInterrupt), _show)
+def load(shell: Any, acknowledged: Callable[[], Sequence[Acknowledged]]) -> None:
+    """Takes over the errors of nbflow, and interrupts. `acknowledged`: see `doors.acknowledged`."""
+    shell.set_custom_exc((NbflowError, KeyboardInterrupt), Shower(acknowledged))
 
 
 def unload(shell: Any) -> None:

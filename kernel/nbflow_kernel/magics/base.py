@@ -30,10 +30,11 @@ class Parser(cell.HeaderParser):
             raise UsageError(str(error)) from None
 
 
-class Family(Magics):  # type: ignore[misc]  # IPython has no types here
+class Family(Magics):
     """Magics of one family. Subclasses name their magic in `name`, and complete it in `complete`."""
 
     name = ""
+    shell: Any
 
     def complete(self, words: Sequence[str]) -> Sequence[str]:
         """What may follow `words`, the finished words of the line after the magic's name."""

@@ -12,6 +12,7 @@ import nbflow
 from nbflow import owner as owners
 from nbflow.graph import Graph
 from nbflow_kernel import cell
+from nbflow_kernel.doors import drop_state
 from nbflow_kernel.magics.base import Family, Parser
 from nbflow_kernel.table import Table
 
@@ -46,7 +47,7 @@ def gc(graph: Graph, namespace: dict[str, Any], *, delete: bool = False) -> Tabl
         shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         rows.append((labels[owner_id], str(len(names)), shown))
         if delete:
-            nbflow.drop_state(owners.delete(graph, owner_id).dropped_state)
+            drop_state(owners.delete(graph, owner_id).dropped_state)
     caption = "deleted:" if delete else "used by no Python name and no other cell (`%graph gc -f` deletes them):"
     return Table(("cell", "ops", "names"), tuple(rows), caption if rows else "", "every op is in use")
 
@@ -54,7 +55,7 @@ def gc(graph: Graph, namespace: dict[str, Any], *, delete: bool = False) -> Tabl
 def reset(graph: Graph) -> str:
     """Deletes all ops of the graph, and with them the values of its variables."""
     count = len(graph.nodes) + len(graph.pending or ())
-    nbflow.drop_state(owners.reset(graph))
+    drop_state(owners.reset(graph))
     return f"the graph is empty; {count} ops are gone"
 
 
@@ -86,7 +87,7 @@ class GraphMagics(Family):
             return None
         return gc(graph, self.shell.user_ns, delete=arguments.force)
 
-    @cell_magic("graph")
+    @cell_magic("graph")  # type: ignore[arg-type]  # IPython types its decorators for use without arguments
     def graph_cell(self, line: str, body: str) -> None:
         # The header is taken off before the cell runs (`cell.without_header`); only one that cannot be read gets here.
         try:
@@ -96,7 +97,7 @@ class GraphMagics(Family):
         self.shell.run_cell(body)
 
     graph.__doc__ = _PARSER.format_help()
-    graph_cell.__doc__ = cell.header_parser().format_help()
+    graph_cell.__doc__ = cell.header_parser().format_help()  # type: ignore[assignment]  # see above
 
     def complete(self, words: Sequence[str]) -> Sequence[str]:
         return VERBS if not words else ("-f",) if words[-1] == "gc" else ()

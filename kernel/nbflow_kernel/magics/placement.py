@@ -10,13 +10,14 @@ from IPython.core.magic import line_magic, magics_class
 
 import nbflow
 from nbflow_kernel import cell
+from nbflow_kernel.doors import placement_of
 from nbflow_kernel.magics.base import Family, Parser
 from nbflow_kernel.table import Table
 
 
 def placement(fetches: Any = None) -> Table:
     """The placement of `fetches`; None: of what ran last. Raises GraphError when nothing has run."""
-    return as_table(nbflow.placement(fetches))
+    return as_table(placement_of(fetches))
 
 
 def as_table(rows: Iterable[Any]) -> Table:

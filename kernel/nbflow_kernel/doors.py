@@ -1,0 +1,38 @@
+"""What hooks, magics and displays ask of the current session and of the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from nbflow.current import current_session, placement
+from nbflow.errors import GraphError
+from nbflow.explain import PlacementTable, placement_table
+from nbflow_kernel.tracebacks import Acknowledged
+
+
+def is_static() -> bool:
+    """Whether no one will look while it runs: `NBFLOW_NONINTERACTIVE=1`. Then outputs hold pictures and text only."""
+    return os.environ.get("NBFLOW_NONINTERACTIVE", "") not in ("", "0")
+
+
+def drop_state(keys: Sequence[str]) -> None:
+    """Lets workers free state that no op can reach any more."""
+    if keys:
+        current_session().drop_state(keys)
+
+
+def placement_of(fetches: Any = None) -> PlacementTable:
+    """The placement of `fetches`; None: of what ran last. Raises GraphError when nothing has run."""
+    if fetches is not None:
+        return placement(fetches)
+    last = current_session().last
+    if last is None:
+        raise GraphError("nothing has run yet; name what to place, as in `%placement loss`")
+    return placement_table(last.graph, last.placement)
+
+
+def acknowledged() -> Sequence[Acknowledged]:
+    """Who acknowledged that the last step, if it was cancelled, no longer runs."""
+    return current_session().last_acknowledgements
