@@ -8,7 +8,7 @@ from typing import Any
 from nbflow.errors import WorkerError
 
 
-def _call(name: str, *args: Any, **kwargs: Any) -> Any:
+def _call(name: str, /, *args: Any, **kwargs: Any) -> Any:
     for entry in entry_points(group="nbflow.cluster", name=name):
         return entry.load()(*args, **kwargs)
     raise WorkerError(f"nf.cluster.{name} needs nbflow_workers, which is not installed; run: pip install nbflow")
