@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from nbconvert.exporters.html import HTMLExporter
 from traitlets import default
+
+from nbflow_kernel.headless import read
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -37,11 +38,7 @@ class OfflineExporter(HTMLExporter):
 
 def export(notebook: Path, target: Path) -> Path:
     """Writes `notebook`, as saved, to `target`. Raises ValueError for a file that is no notebook, OSError."""
-    try:
-        document = nbformat.read(notebook, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        raise ValueError(f"{notebook} is not a notebook: {error}") from None
-    return export_document(document, target, title=notebook.stem)
+    return export_document(read(notebook), target, title=notebook.stem)
 
 
 def export_document(document: Any, target: Path, *, title: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -13,12 +14,17 @@ import nbformat
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
 
 from nbflow_kernel.progress import PROGRESS_KEY
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Without a terminal every progress line stays; one in five seconds reads well in a log.
 LOG_INTERVAL_S = 5.0
+
+
+# Sockets in a private folder instead of ports: no port to race for, and nothing for others to connect to.
+_CONFIG = Config() if os.name == "nt" else Config({"KernelManager": {"transport": "ipc"}})
 
 
 class CellError(Exception):
@@ -81,6 +87,14 @@ class _Client(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
+def read(notebook: Path) -> Any:
+    """The notebook in a file. Raises OSError, ValueError for a file that is no notebook."""
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        raise ValueError(f"{notebook} is not a notebook: {str(error).splitlines()[0]}") from None
+
+
 def run(
     notebook: Path,
     *,
@@ -97,10 +111,7 @@ def run(
     when a cell fails. `timeout_s` is per cell. `on_cell(index, source)` is called before each. Raises CellError,
     OSError, ValueError (not a notebook, no such kernel).
     """
-    try:
-        document = nbformat.read(notebook, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        raise ValueError(f"{notebook} is not a notebook: {error}") from None
+    document = read(notebook)
     if parameters:
         _inject(document, parameters)
     console = console or Console()
@@ -116,6 +127,7 @@ def run(
         kernel_name=kernel or document.metadata.get("kernelspec", {}).get("name", "nbflow"),
         resources={"metadata": {"path": str(notebook.resolve().parent)}},
         on_cell_start=started,
+        config=_CONFIG,
     )
     try:
         client.execute()

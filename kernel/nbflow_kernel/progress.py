@@ -8,6 +8,7 @@ from collections.abc import Mapping
 # In the `transient` part of a display message: what marks a progress line for headless runners.
 PROGRESS_KEY = "nbflow_progress"
 WIDTH = 20
+ENDED = ("done", "stopped", "failed")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -42,9 +43,10 @@ def line(step: int, steps: int, metrics: Mapping[str, float], *, status: str, el
     speed = step / elapsed_s if elapsed_s > 0 else 0.0
     if speed > 0:
         parts.append(f"{speed:.0f} steps/s" if speed >= 10 else f"{speed:.2g} steps/s")
-    if status == "running":
-        if speed > 0:
-            parts.append(f"{duration((steps - step) / speed)} left")
-    else:
+    if status in ENDED:
         parts.append(f"{status} after {duration(elapsed_s)}")
+    elif status == "running" and speed > 0:
+        parts.append(f"{duration((steps - step) / speed)} left")
+    else:
+        parts.append(status)
     return "  ".join(parts)
