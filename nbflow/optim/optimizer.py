@@ -100,7 +100,7 @@ class Optimizer(ABC):
         applied: list[Node] = []
         for variable, grad in pairs:
             # On the variable's device, whatever device scope surrounds `minimize`.
-            with graph.device(None), graph.colocate_with(variable):
+            with graph.device(None), graph.colocate_with(variable.node):
                 slots = [_slot(variable, f"{scope}/{slot}", value) for slot, value in self.slots.items()]
                 scalars = [*(count if self.counts_steps else ()), rates[variable.dtype]]
                 with graph.name_scope("update"), graph.name_scope(variable.name):

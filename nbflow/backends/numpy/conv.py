@@ -161,7 +161,7 @@ def conv2d(
 def _forward(padded: Array, w: Array, windows: Windows, y: Array, groups: int) -> None:
     kh, kw, depth, outputs = w.shape
     wide = outputs // groups
-    flat = y.reshape(y.shape[0], -1, outputs)
+    flat = y.reshape(y.shape[0], windows.count[0] * windows.count[1], outputs)
     for part in _batches(padded.shape[0], _patch_bytes(windows, padded)):
         patches = windows.unfold(padded[part])
         rows = flat[part].reshape(-1, outputs)
@@ -177,8 +177,9 @@ def _forward(padded: Array, w: Array, windows: Windows, y: Array, groups: int) -
 def _depthwise(padded: Array, w: Array, windows: Windows, y: Array, groups: int) -> None:
     """Each channel has its own filters: a sum over the window moves less memory than patches of one channel."""
     n, _, _, c = padded.shape
-    split = y.reshape(n, *windows.count, c, -1)
-    filters = w.reshape(*windows.kernel, c, -1)
+    wide = w.shape[3] // groups
+    split = y.reshape(n, *windows.count, c, wide)
+    filters = w.reshape(*windows.kernel, c, wide)
     split[...] = 0
     for i, j, at in windows.taps():
         split += padded[at][..., None] * filters[i, j]
@@ -204,8 +205,9 @@ def conv2d_input_grad(
     windows = Windows.of((h, width), kernel, strides, padding, dilation)
     padded = np.zeros((n, *windows.padded, c), np.result_type(dy, w))
     if _is_depthwise(w, groups):
-        split = grad.reshape(n, *windows.count, c, -1)
-        filters = w.reshape(*kernel, c, -1)
+        wide = w.shape[3] // groups
+        split = grad.reshape(n, *windows.count, c, wide)
+        filters = w.reshape(*kernel, c, wide)
         for i, j, at in windows.taps():
             padded[at] += np.einsum("nhwcm,cm->nhwc", split, filters[i, j])
     else:
