@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import pathlib
 import threading
+import uuid
 from array import array
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -36,13 +37,15 @@ class CurvesView(anywidget.AnyWidget):
     _esm = _STATIC / "curves.js"
     _css = _STATIC / "curves.css"
 
+    # Names the model to its browser code, which sees several objects for it.
+    uid = traitlets.Unicode().tag(sync=True)
     title = traitlets.Unicode().tag(sync=True)
     run_status = traitlets.Dict().tag(sync=True)
     snapshot = traitlets.Dict().tag(sync=True)
     smoothing = traitlets.Float(0.0, min=0.0, max=0.99).tag(sync=True)
     log_scale = traitlets.Bool(False).tag(sync=True)
     can_pause = traitlets.Bool(False).tag(sync=True)
-    height = traitlets.Int(220, min=80).tag(sync=True)
+    height = traitlets.Int(200, min=80).tag(sync=True)
 
     def __init__(self, title: str = "", **traits: Any) -> None:
         self._status = _status("starting", 0, 0, "", 0.0, -1.0)
@@ -56,7 +59,7 @@ class CurvesView(anywidget.AnyWidget):
         self._backfill = threading.Event()
         # A bridge collects changes and flushes them at its own pace.
         self.deferred = False
-        super().__init__(title=title, run_status=dict(self._status), **traits)
+        super().__init__(uid=uuid.uuid4().hex, title=title, run_status=dict(self._status), **traits)
         self.on_msg(self._message)
 
     # --- what the run tells ---------------------------------------------------------------------

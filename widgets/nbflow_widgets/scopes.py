@@ -20,6 +20,8 @@ NodeJson = Mapping[str, Any]
 _AUX_NAMES = frozenset({"gradients", "save", "init"})
 # More neighbours than this at one level tangle it.
 _AUX_DEGREE = 8
+# A hub with more than one part in so many of a level's ops is what the level is about: it stays.
+_AUX_SHARE = 5
 # Members of a series that feed each other read better apart unless they are many.
 _CHAIN_SERIES = 4
 _NUMBERED = re.compile(r"(.*?)\d+", re.ASCII)
@@ -105,7 +107,8 @@ class Tree:
         aux = [
             child
             for child in item.children
-            if (child.kind != "op" and child.label in _AUX_NAMES) or len(near[child]) > _AUX_DEGREE
+            if (child.kind != "op" and child.label in _AUX_NAMES)
+            or (len(near[child]) > _AUX_DEGREE and child.ops * _AUX_SHARE <= item.ops)
         ]
         if len(item.children) - len(aux) < 2:
             aux = []

@@ -13,6 +13,7 @@ interface Snapshot {
 }
 
 interface Traits {
+  uid: string;
   title: string;
   run_status: RunStatus;
   snapshot: Snapshot;
@@ -48,13 +49,16 @@ const SYMBOLS: Record<string, string> = {
 /** Screen readers hear the state at most this often. */
 const SPEAK_MS = 10_000;
 
-/** A run's data belongs to the model: views come and go with every re-render. */
+/**
+ * A run's data outlives its views, which come and go with every re-render. It is kept by the model's own id: hosts
+ * hand `initialize` and `render` different objects for one model.
+ */
 interface Run {
   store: CurveStore;
   status: RunStatus;
   listeners: Set<() => void>;
 }
-const runs = new WeakMap<object, Run>();
+const runs = new Map<string, Run>();
 let serial = 0;
 
 /** The bytes of a buffer, moved to where its elements may begin. */
@@ -62,16 +66,10 @@ function aligned(view: DataView): ArrayBuffer {
   return (view.buffer as ArrayBuffer).slice(view.byteOffset, view.byteOffset + view.byteLength);
 }
 
-function runOf(model: CurvesModel): Run {
-  let run = runs.get(model);
-  if (run !== undefined) return run;
-  run = { store: new CurveStore(), status: model.get("run_status"), listeners: new Set() };
-  runs.set(model, run);
-  return run;
-}
-
-function initialize({ model }: { model: CurvesModel }): void {
-  const run = runOf(model);
+function initialize({ model }: { model: CurvesModel }): () => void {
+  const uid = model.get("uid");
+  const run: Run = { store: new CurveStore(), status: model.get("run_status"), listeners: new Set() };
+  runs.set(uid, run);
   const changed = (): void => run.listeners.forEach((listener) => listener());
   const restore = (): void => {
     const { series, marks, steps, values } = model.get("snapshot");
@@ -96,10 +94,10 @@ function initialize({ model }: { model: CurvesModel }): void {
   });
   // Points sent before this module was loaded are lost to it: ask for all of them.
   if (!OVER.has(run.status.status)) model.send({ type: "backfill" });
+  return () => runs.delete(uid);
 }
 
 class CurvesWidget {
-  private readonly run: Run;
   private readonly cleanup = new Cleanup();
   private readonly charts = new Map<string, Chart>();
   private readonly key = String(serial++);
@@ -124,10 +122,10 @@ class CurvesWidget {
   constructor(
     private readonly model: CurvesModel,
     private readonly root: HTMLElement,
+    private readonly run: Run,
   ) {
     root.className = "nbflow nbflow-curves";
     root.dataset.lmSuppressShortcuts = "true";
-    this.run = runOf(model);
     this.build();
     this.theme = readTheme(root);
     this.wire();
@@ -155,7 +153,7 @@ class CurvesWidget {
   }
 
   private wire(): void {
-    const { cleanup, model } = this;
+    const { cleanup, model, root } = this;
     const draw = (): void => this.draw();
     this.run.listeners.add(draw);
     cleanup.add(() => this.run.listeners.delete(draw));
@@ -172,15 +170,23 @@ class CurvesWidget {
     cleanup.listen(this.slider, "input", () => this.keep("smoothing", Number(this.slider.value)));
     cleanup.listen(this.log, "change", () => this.keep("log_scale", this.log.checked));
     // JupyterLab's command mode would act on these keys.
-    cleanup.listen(this.root, "keydown", (event) => event.stopPropagation());
+    cleanup.listen(root, "keydown", (event) => event.stopPropagation());
     cleanup.add(
       watchTheme(() => {
-        this.theme = readTheme(this.root);
+        this.theme = readTheme(root);
         this.draw();
       }),
     );
-    const size = new ResizeObserver(() => this.charts.forEach((chart) => chart.resize()));
-    size.observe(this.root);
+    let inPage = false;
+    const size = new ResizeObserver(() => {
+      this.charts.forEach((chart) => chart.resize());
+      if (inPage || !root.isConnected) return;
+      // Only a view in the page has a theme.
+      inPage = true;
+      this.theme = readTheme(root);
+      this.draw();
+    });
+    size.observe(root);
     cleanup.add(() => size.disconnect());
   }
 
@@ -279,7 +285,9 @@ class CurvesWidget {
 }
 
 function render({ model, el: root }: { model: CurvesModel; el: HTMLElement }): () => void {
-  const widget = new CurvesWidget(model, root);
+  // Hosts without `initialize` get the same here.
+  if (!runs.has(model.get("uid"))) initialize({ model });
+  const widget = new CurvesWidget(model, root, runs.get(model.get("uid")) as Run);
   return () => widget.destroy();
 }
 

@@ -138,6 +138,8 @@ class GraphWidget {
       }),
     );
     const size = new ResizeObserver(() => {
+      // The first call comes when the view enters the page: only then has it a theme.
+      this.theme = readTheme(this.root);
       if (!this.moved) this.camera = fit({ w: this.scene.width, h: this.scene.height }, this.view());
       this.draw();
     });
@@ -247,6 +249,7 @@ class GraphWidget {
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
       const view = this.view();
+      if (view.w === 0) return;
       const ratio = window.devicePixelRatio || 1;
       const [width, height] = [Math.round(view.w * ratio), Math.round(view.h * ratio)];
       if (this.canvas.width !== width || this.canvas.height !== height) {

@@ -12,7 +12,7 @@ export interface Camera {
 const MIN = 0.02;
 const MAX = 3;
 /** Whole graphs are not blown up beyond this. */
-const FIT_MAX = 1.15;
+const FIT_MAX = 1.35;
 
 /** The camera that shows all of `scene` in `view`, with a margin in pixels. */
 export function fit(scene: Size, view: Size, margin = 22): Camera {

@@ -82,7 +82,7 @@ export class Chart {
     const axis = {
       stroke: theme.muted,
       font: `11px ${theme.font}`,
-      grid: { stroke: theme.border, width: 1 },
+      grid: { stroke: mix(theme.border, theme.background, 0.6), width: 1 },
       ticks: { show: false },
     };
     const options: uPlot.Options = {
@@ -90,7 +90,7 @@ export class Chart {
       height: this.height,
       legend: { show: false },
       padding: [10, 14, 0, 0],
-      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+      scales: { x: { time: false }, y: log ? { distr: 3, range: logRange } : {} },
       axes: [
         { ...axis, size: 30, gap: 5, values: (_, ticks) => ticks.map((v) => (Number.isInteger(v) ? v.toLocaleString("en") : "")) },
         { ...axis, size: 54, gap: 5, values: (_, ticks) => ticks.map((v) => (v === null ? "" : number(v))) },
@@ -126,7 +126,7 @@ export class Chart {
 
   /** The mean is drawn last and has the first style. */
   private style(i: number): { color: string; dash: number[] } {
-    return curveStyle(this.series.length - 1 - i);
+    return curveStyle(this.series.length - 1 - i, (this.view as View).theme.dark);
   }
 
   private toggle(replica: string, key: HTMLElement): void {
@@ -167,13 +167,25 @@ export class Chart {
       ctx.moveTo(x, plot.bbox.top);
       ctx.lineTo(x, plot.bbox.top + plot.bbox.height);
       ctx.stroke();
+      const { width } = ctx.measureText(text);
+      const right = x + width + 8 * ratio > plot.bbox.left + plot.bbox.width;
+      ctx.fillStyle = theme.background;
+      ctx.globalAlpha = 0.75;
+      ctx.fillRect(right ? x - width - 5 * ratio : x + 2 * ratio, plot.bbox.top + ratio, width + 4 * ratio, 13 * ratio);
+      ctx.globalAlpha = 1;
       ctx.fillStyle = theme.text;
-      const right = x + ctx.measureText(text).width + 8 * ratio > plot.bbox.left + plot.bbox.width;
       ctx.textAlign = right ? "right" : "left";
       ctx.fillText(text, x + (right ? -4 : 4) * ratio, plot.bbox.top + 11 * ratio);
     }
     ctx.restore();
   }
+}
+
+/** uPlot's own range ends at powers of ten, which leaves most of a chart empty. */
+function logRange(_: uPlot, low: number | null, high: number | null): [number, number] {
+  if (low === null || high === null || !(low > 0)) return [0.1, 1];
+  const rim = Math.max((high / low) ** 0.06, 1.05);
+  return [low / rim, high * rim];
 }
 
 /** A short line in the style of a curve. */

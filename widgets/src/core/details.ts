@@ -6,6 +6,7 @@ import type { Item, Tree } from "./scopes.ts";
 
 /** Links beyond this many are counted, not listed. */
 const LINKS = 40;
+const KINDS = 10;
 
 export interface DetailsActions {
   select(id: string): void;
@@ -52,8 +53,10 @@ function scopeDetails(tree: Tree, item: Item, colouring: Colouring, open: boolea
   for (const { category, ops } of colouring.of(item).slice(0, 12)) rows.push([String(ops), category.name]);
   const parts: HTMLElement[] = [table(rows), toggle];
   if (colouring.mode !== "op") {
-    const sorted = [...kinds].sort((a, b) => b[1] - a[1] || compare(a[0], b[0])).slice(0, 12);
-    parts.push(el("h4", { text: "Kinds of ops" }), table(sorted.map(([op, ops]) => [String(ops), el("code", { text: op })])));
+    const sorted = [...kinds].sort((a, b) => b[1] - a[1] || compare(a[0], b[0]));
+    const words = sorted.slice(0, KINDS).map(([op, ops]) => (ops === 1 ? op : `${op} ×${ops}`));
+    if (sorted.length > KINDS) words.push(`${sorted.length - KINDS} more kinds`);
+    parts.splice(1, 0, el("p", { text: words.join(", ") }));
   }
   return parts;
 }

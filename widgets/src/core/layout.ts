@@ -185,8 +185,9 @@ export function byDagre(sizes: Size[], edges: [number, number][]): Layout {
     // A line passes a column level, or it would cut the corners of wide boxes.
     const sides = nodes[a].x <= nodes[b].x ? [-1, 1] : [1, -1];
     return inner.flatMap((p) => {
-      const half = halves.get(Math.round(p.x)) ?? 0;
-      return half === 0 ? [p] : sides.map((side) => ({ x: p.x + side * half, y: p.y }));
+      // Points between columns only made room for labels, which we do not have.
+      const half = halves.get(Math.round(p.x));
+      return half === undefined ? [] : sides.map((side) => ({ x: p.x + side * half, y: p.y }));
     });
   });
   const { width = 0, height = 0 } = graph.graph();

@@ -2,8 +2,9 @@
 
 /** Fills of devices, cells, ops. Repeats beyond seven carry stripes, see `swatch`. */
 export const FILLS = ["#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442"];
-/** Lines that reach 3:1 on white and on #212121. */
+/** Lines that reach 3:1 on white, and on #212121. */
 export const LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"];
+export const DARK_LINES = ["#56B4E9", "#E69F00", "#009E73", "#CC79A7"];
 /** One dash style a round of `LINES`, so that no two curves differ by colour only for long. */
 export const DASHES: number[][] = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 export const NEUTRAL = "#8a8f98";
@@ -17,8 +18,8 @@ export function swatch(index: number): Swatch {
   return { fill: FILLS[index % FILLS.length], striped: index >= FILLS.length };
 }
 
-export function curveStyle(index: number): { color: string; dash: number[] } {
-  return { color: LINES[index % LINES.length], dash: DASHES[Math.floor(index / LINES.length) % DASHES.length] };
+export function curveStyle(index: number, dark: boolean): { color: string; dash: number[] } {
+  return { color: (dark ? DARK_LINES : LINES)[index % LINES.length], dash: DASHES[Math.floor(index / LINES.length) % DASHES.length] };
 }
 
 type Rgb = [number, number, number];
@@ -38,10 +39,4 @@ export function rgb(color: string): Rgb {
 export function mix(top: string, bottom: string, share: number): string {
   const [a, b] = [rgb(top), rgb(bottom)];
   return `rgb(${a.map((v, i) => Math.round(v * share + b[i] * (1 - share))).join(", ")})`;
-}
-
-/** Relative luminance, 0 to 1 (WCAG 2). */
-export function luminance(color: string): number {
-  const [r, g, b] = rgb(color).map((v) => (v <= 10 ? v / 3294 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }

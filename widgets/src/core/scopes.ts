@@ -48,6 +48,8 @@ export interface Level {
 const AUX_NAMES = new Set(["gradients", "save", "init"]);
 /** More neighbours than this at one level tangle it. */
 const AUX_DEGREE = 8;
+/** A hub with more than one part in so many of a level's ops is what the level is about: it stays. */
+const AUX_SHARE = 5;
 /** Members of a series that feed each other read better apart unless they are many. */
 const CHAIN_SERIES = 4;
 
@@ -256,7 +258,8 @@ function splitLevel(item: Item, edges: Edge[]): Level {
     degree.get(edge.to)?.add(edge.from);
   }
   const isAux = (child: Item): boolean =>
-    (child.kind !== "op" && AUX_NAMES.has(child.label)) || (degree.get(child)?.size ?? 0) > AUX_DEGREE;
+    (child.kind !== "op" && AUX_NAMES.has(child.label)) ||
+    ((degree.get(child)?.size ?? 0) > AUX_DEGREE && child.ops * AUX_SHARE <= item.ops);
   let aux = item.children.filter(isAux);
   if (item.children.length - aux.length < 2) aux = [];
   const aside = new Set(aux);
