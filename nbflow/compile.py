@@ -89,7 +89,8 @@ class _Compiler:
     def add(self, item: Item) -> None:
         if item.kind == "node" and item.node.op == "constant":
             slot = self.new_slot((item.node.name, 0), item.node.outputs[0].spec)
-            self.constants.append(Constant(slot, np.asarray(item.node.attrs["value"])))
+            value = np.asarray(item.node.attrs["value"])
+            self.constants.append(Constant(slot, np.ascontiguousarray(value).reshape(value.shape)))
             self.fixed.add(slot)
         elif item.kind == "node" and item.node.op == "placeholder":
             spec = item.node.outputs[0].spec

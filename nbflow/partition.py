@@ -1,8 +1,9 @@
 """One part a device: its nodes in a global order, with one Send/Recv pair per (tensor, destination).
 
-Three kinds of edges are kept: data, control (a Send/Recv of nothing when it crosses devices), and *state order*: what
-reads a variable's value without copying it must be done before the variable is changed in the same step, unless the
-graph says that it comes after. Where that is impossible the read is copied.
+Three kinds of edges are kept: data, control (a Send/Recv of nothing when it crosses devices), and *state order*: within
+a step a read of a variable comes before its updates unless the graph says that it comes after one, and updates follow
+each other in the order in which they were made. Whoever looks at what was read without copying it is done before the
+update; where that is impossible the read is copied.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Part:
     items: list[Item]
 
 
-def partition(graph: Graph, placement: Placement) -> list[Part]:
-    """Cuts a placed graph. Parts are in the order of their first item."""
-    builder = _Builder(graph, placement)
+def partition(graph: Graph, placement: Placement, fetched: frozenset[tuple[str, int]] = frozenset()) -> list[Part]:
+    """Cuts a placed graph. Parts are in the order of their first item. `fetched`: (node name, output index) of the
+    values that are looked at when the step is over."""
+    builder = _Builder(graph, placement, fetched)
     builder.build()
     builder.order_state()
     parts: dict[DeviceSpec, Part] = {}
@@ -58,7 +60,8 @@ def partition(graph: Graph, placement: Placement) -> list[Part]:
 
 
 class _Builder:
-    def __init__(self, graph: Graph, placement: Placement) -> None:
+    def __init__(self, graph: Graph, placement: Placement, fetched: frozenset[tuple[str, int]]) -> None:
+        self.fetched = fetched
         self.graph = graph
         self.placement = placement
         self.items: list[Item] = []
@@ -107,28 +110,51 @@ class _Builder:
     # --- state order ---------------------------------------------------------------------------------------------
 
     def order_state(self) -> None:
+        """First which value a read sees, which must not depend on the placement; then that nothing looks at memory
+        that has changed since."""
+        touched = []
         for node in self.graph.nodes.values():
-            if node.op != "variable":
-                continue
-            users = [u for u in self.followers.get(self.of_node[node.name], {}) if u.kind == "node"]
-            writers = [u for u in users if u.node.op != "read_variable"]
-            if not writers:
-                continue
-            for read in users:
-                if read.node.op == "read_variable":
-                    self.order_read(read, writers)
+            if node.op == "variable":
+                users = [u for u in self.followers.get(self.of_node[node.name], {}) if u.kind == "node"]
+                reads = [u for u in users if u.node.op == "read_variable"]
+                writers = [u for u in users if u.node.op != "read_variable"]
+                if writers:
+                    touched.append((reads, writers))
+        for reads, writers in touched:
+            self.order_writers(writers)
+            for read in reads:
+                for writer in writers:
+                    if not self.reaches(writer, read):
+                        self.edge(read, writer)
+        for reads, writers in touched:
+            for read in reads:
+                self.protect(read, writers)
 
-    def order_read(self, read: Item, writers: Sequence[Item]) -> None:
+    def order_writers(self, writers: Sequence[Item]) -> None:
+        """Updates of one variable that the graph leaves unordered happen in the order in which they were made."""
+        for first, second in zip(writers, writers[1:], strict=False):
+            if not self.reaches(second, first):
+                self.edge(first, second)
+
+    def protect(self, read: Item, writers: Sequence[Item]) -> None:
+        """Whoever looks at the memory of a read does so before it changes; else the read is copied."""
         for writer in writers:
             if self.reaches(writer, read):
-                continue  # the graph says: read after this write
-            for reader in [read, *self.alias_readers(read)]:
+                continue
+            if self.is_fetched(read):
+                read.copies = True
+            for reader in self.alias_readers(read):
                 if reader is writer:
                     continue
-                if self.reaches(writer, reader):
+                if self.is_fetched(reader) or self.reaches(writer, reader):
                     read.copies = True
                 else:
                     self.edge(reader, writer)
+
+    def is_fetched(self, item: Item) -> bool:
+        node = item.node
+        alias = node.op == "read_variable" or node.definition.alias
+        return item.kind == "node" and alias and any((node.name, t.index) in self.fetched for t in node.outputs)
 
     def alias_readers(self, item: Item) -> list[Item]:
         """Items of the same device that may look at the memory of `item`'s output."""

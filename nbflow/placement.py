@@ -114,7 +114,7 @@ def _constrain(
     supports: Callable[[str, str], bool],
 ) -> None:
     group.candidates = list(all_devices)
-    for node in group.nodes:
+    for node in sorted(group.nodes, key=lambda n: n.op != "variable"):
         home = homes.get(node.name) if node.op == "variable" else None
         if home is not None:
             _narrow(group, node, lambda d, home=home: d == home, f"its value lives on {home}")  # type: ignore[misc]
@@ -125,7 +125,10 @@ def _constrain(
                 raise PlacementError(
                     f"{node.name!r} asks for {wanted}, which is not among the devices: {have}", where=node.where
                 )
-            _narrow(group, node, wanted.matches, f"asked for {wanted}")
+            # A device block around `w.assign(...)` says where to compute, not where the variable should live.
+            on_state = any(t.spec.resource for t in node.inputs)
+            if not on_state or any(wanted.matches(d) for d in group.candidates):
+                _narrow(group, node, wanted.matches, f"asked for {wanted}")
     for node in group.nodes:
         found = [d for d in group.candidates if supports(node.op, d.type or "cpu")]
         if not found:
@@ -261,8 +264,10 @@ def _choose(
 def _assign(group: _Group, device: DeviceSpec, why: str, leader: Node, placed: dict[str, Placed]) -> None:
     for node in group.nodes:
         asked = str(node.device)
-        if node is leader or asked:
-            reason = f"asked for {asked}" if asked and len(group.candidates) == 1 else why
+        if asked and node.device.matches(device):
+            reason = f"asked for {asked}" if len(group.candidates) == 1 else why
+        elif node is leader:
+            reason = why
         elif leader.op == "variable":
             reason = f"follows Variable {leader.name}"
         else:

@@ -87,6 +87,7 @@ class Program:
         self._backend = backend
         self._wiring = Wiring.of(plan)
         self._recvs = {str(i.attrs["key"]): n for n, i in enumerate(plan.instructions) if i.op == "recv"}
+        self._loose = _loose_slots(plan)
         self._runners = tuple(self._bind(i) for i in plan.instructions)
         self._frees = tuple(i.frees for i in plan.instructions)
         self._blank = [None] * plan.slots
@@ -266,6 +267,8 @@ class Program:
             return self._bind_stateful(instruction, function)
         if instruction.attrs:
             function = functools.partial(function, **instruction.attrs)
+        if not definition.elementwise and not definition.alias and self._loose.intersection(inputs):
+            function = self._on_contiguous(function, [n for n, slot in enumerate(inputs) if slot in self._loose])
         buffer = instruction.buffer
         if len(outputs) != 1:
 
@@ -287,9 +290,24 @@ class Program:
 
         def one(run: _Run) -> None:
             slots = run.slots
-            slots[output] = function(*[slots[i] for i in inputs])
+            value = function(*[slots[i] for i in inputs])
+            # An op with any number of outputs (split into one part) returns a tuple even for one.
+            slots[output] = value[0] if type(value) is tuple else value
 
         return one
+
+    def _on_contiguous(self, function: Callable[..., Any], positions: list[int]) -> Callable[..., Any]:
+        """`function` with some inputs in canonical memory order, as they are after a transfer. The order of a sum, and
+        so its last bits, follows the memory: without this a result would depend on what was placed where."""
+        contiguous = self._backend.contiguous
+
+        def call(*values: Any, **out: Any) -> Any:
+            listed = list(values)
+            for position in positions:
+                listed[position] = contiguous(listed[position])
+            return function(*listed, **out)
+
+        return call
 
     def _bind_stateful(self, instruction: Instruction, function: Callable[..., Any]) -> Runner:
         inputs, outputs = instruction.inputs, instruction.outputs
@@ -346,6 +364,21 @@ class Program:
             device=self.device,
             worker=self.task,
         )
+
+
+def _loose_slots(plan: Plan) -> frozenset[int]:
+    """Slots whose values may not be in C order: views, what elementwise ops make of them, and results of ops that
+    return memory as they please."""
+    loose: set[int] = set()
+    for ins in plan.instructions:
+        if ins.op in ("send", "recv", "copy"):
+            continue
+        definition = ops.get(ins.op)
+        if definition.stateful or ins.buffer >= 0:
+            continue
+        if definition.alias or not definition.out or (definition.elementwise and loose.intersection(ins.inputs)):
+            loose.update(ins.outputs)
+    return frozenset(loose)
 
 
 def _nothing(run: _Run) -> None:

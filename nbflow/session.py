@@ -214,9 +214,10 @@ class Session:
         check_graph(expanded.graph)
         homes = self._homes_of(expanded.graph)
         placement = place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
-        parts = partition(expanded.graph, placement)
-        check_partition(parts, expanded.graph, placement)
         fetched = [None if isinstance(x, Node) else expanded.tensors[(x.node.name, x.index)] for x in wanted]
+        values = frozenset((t.node.name, t.index) for t in fetched if t is not None)
+        parts = partition(expanded.graph, placement, values)
+        check_partition(parts, expanded.graph, placement)
         plans = []
         for part in parts:
             here = {

@@ -66,6 +66,10 @@ class Backend(Protocol):
         """Memory on this device, not initialised."""
         ...
 
+    def contiguous(self, value: Array) -> Array:
+        """`value` in C order: itself, or a copy. Anything that is not an array passes."""
+        ...
+
     def synchronize(self) -> None:
         """Returns when everything asked so far is done."""
         ...

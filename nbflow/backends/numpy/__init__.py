@@ -79,5 +79,9 @@ class NumpyBackend:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         return np.empty(shape, dtype)
 
+    def contiguous(self, value: Any) -> Any:
+        # Not ascontiguousarray: it makes an array of one dimension of a scalar.
+        return value if not isinstance(value, np.ndarray) or value.flags.c_contiguous else np.array(value, order="C")
+
     def synchronize(self) -> None:
         """numpy is done when it returns."""
