@@ -1,0 +1,138 @@
+"""The plainest way to run a graph: node after node, no plan, no buffers, no threads.
+
+It is what the op tests run on, and the oracle that the compiled pipeline is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nbflow.autodiff import Key
+from nbflow.backends.base import Backend, Context
+from nbflow.backends.numpy import NumpyBackend
+from nbflow.errors import GraphError, OpError, ShapeError
+from nbflow.graph import Node, Tensor, ToTensor, ancestors, as_node
+from nbflow.ops._build import as_tensor
+from nbflow.spec import TensorSpec, spec_of
+from nbflow.state import StateStore
+
+Observer = Callable[[Node, list[Any], list[Any]], None]
+
+
+class Evaluator:
+    """Runs graphs, one step a call, keeping variables and other state from call to call.
+
+    `observe(node, inputs, outputs)` is called after each op.
+    """
+
+    def __init__(self, backend: Backend | None = None, observe: Observer | None = None) -> None:
+        self.backend = backend or NumpyBackend()
+        self.state = StateStore()
+        self.step = 0
+        self._observe = observe
+
+    def run(self, fetches: Any, feeds: Mapping[Any, Any] | None = None) -> Any:
+        """The values of `fetches` (any nesting of lists, tuples and dicts; None for ops without output), copied.
+
+        `feeds` are keyed by tensor or variable. Raises GraphError for an unfed placeholder, ShapeError for a feed that
+        does not fit, OpError for an op that fails.
+        """
+        values: dict[Key, Any] = {}
+        for key, value in (feeds or {}).items():
+            tensor = as_tensor(key)
+            if tensor is None:
+                raise GraphError(f"feeds are keyed by tensors, not by {key!r}")
+            values[tensor.node.name, tensor.index] = self.backend.asarray(_checked(tensor, value))
+        fed = _fully_fed(values, feeds or {})
+        self._run_nodes([as_node(leaf) for leaf in _leaves(fetches)], values, fed, self.step)
+        self.step += 1
+        return _map(fetches, lambda leaf: self._fetched(leaf, values))
+
+    def _run_nodes(self, targets: Sequence[Node], values: dict[Key, Any], fed: set[str], step: int) -> None:
+        order = ancestors(targets, stop=fed)
+        handles = {t.inputs[0].node.name for t in targets if t.op == "initialize"}
+        for node in order:
+            if node.op == "variable" and node.name not in handles:
+                self._initialise(node)
+        with np.errstate(all="ignore"):
+            for node in order:
+                self._run_node(node, values, step)
+
+    def _initialise(self, variable: Node) -> None:
+        initialiser = variable.graph.find(f"{variable.name}/initialize")
+        if initialiser is not None and self.state.cell(_state_key(variable)).value is None:
+            self._run_nodes([initialiser], {}, set(), 0)
+
+    def _run_node(self, node: Node, values: dict[Key, Any], step: int) -> None:
+        if node.outputs and all((node.name, t.index) in values for t in node.outputs):
+            return
+        if node.op == "placeholder":
+            raise GraphError(f"the placeholder {node.name} is not fed", where=node.where)
+        inputs = [values[t.node.name, t.index] for t in node.inputs]
+        try:
+            implementation = self.backend.table[node.op]
+        except KeyError:
+            raise GraphError(
+                f"the backend {self.backend.type} does not implement {node.op}", where=node.where
+            ) from None
+        first = (
+            [Context(_state_key(node), node.graph.seed, step, self.state, lambda: None)]
+            if node.definition.stateful
+            else []
+        )
+        try:
+            result = implementation(*first, *inputs, **node.attrs)
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            raise OpError(f"{node.op} {node.name!r} failed: {error}", where=node.where, op=node.name) from error
+        outputs = [result] if len(node.outputs) == 1 else list(result or ())
+        for tensor, value in zip(node.outputs, outputs, strict=True):
+            values.setdefault((node.name, tensor.index), value)
+        if self._observe is not None:
+            self._observe(node, inputs, outputs)
+
+    def _fetched(self, leaf: Any, values: Mapping[Key, Any]) -> Any:
+        if isinstance(leaf, Node):
+            if not leaf.outputs:
+                return None
+            leaf = leaf.outputs[0]
+        tensor = as_tensor(leaf)
+        assert tensor is not None  # _leaves holds only these
+        return np.array(self.backend.to_host(values[tensor.node.name, tensor.index]))
+
+
+def evaluate(fetches: Any, feeds: Mapping[Any, Any] | None = None, *, backend: Backend | None = None) -> Any:
+    """The values of `fetches` after one step from a fresh state. See `Evaluator.run`."""
+    return Evaluator(backend).run(fetches, feeds)
+
+
+def _state_key(node: Node) -> str:
+    return f"{node.name}:{node.graph.generations.get(node.name, 0)}"
+
+
+def _checked(tensor: Tensor, value: Any) -> np.ndarray[Any, Any]:
+    array = np.asarray(value, tensor.dtype)
+    if not tensor.spec.accepts(TensorSpec(spec_of(array).shape, tensor.dtype, tensor.spec.resource)):
+        raise ShapeError(f"{tensor.name} is {tensor.spec}, but is fed {spec_of(array)}", where=tensor.node.where)
+    return array
+
+
+def _fully_fed(values: Mapping[Key, Any], feeds: Iterable[Any]) -> set[str]:
+    nodes = [as_node(key) for key in feeds]
+    return {n.name for n in nodes if all((n.name, t.index) in values for t in n.outputs)}
+
+
+def _leaves(fetches: Any) -> list[Node | Tensor | ToTensor]:
+    found: list[Node | Tensor | ToTensor] = []
+    _map(fetches, found.append)
+    return found
+
+
+def _map(fetches: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(fetches, dict):
+        return {k: _map(v, function) for k, v in fetches.items()}
+    if isinstance(fetches, (list, tuple)):
+        return type(fetches)([_map(v, function) for v in fetches])
+    return function(fetches)
