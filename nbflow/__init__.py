@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from nbflow import cluster, data, errors, events, layers, nn, ops, optim, random, testing, train
+from nbflow import codec as codec  # makes Graph.to_proto work
 from nbflow.autodiff import gradients
 from nbflow.current import current_session, describe, drop_state, get_cluster, placement, run, set_cluster
 from nbflow.device import DeviceSpec

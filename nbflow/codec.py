@@ -107,7 +107,8 @@ def decode_array(message: pb.Tensor, get: Get | None = None) -> HostArray:
     """The array of `message`. Raises Rejected when it is malformed or refers to bytes that are not there."""
     kind = message.WhichOneof("content")
     if kind == "data":
-        return array_from(message, message.data)
+        # Memory of its own: what arrives may become a variable's value, which is updated in place.
+        return array_from(message, bytearray(message.data))
     if kind is None or get is None:
         raise Rejected(f"an array without bytes was sent (its content is {kind or 'missing'})")
     dtype, shape, _ = array_layout(message)

@@ -287,7 +287,7 @@ def _loop(steps: int, bundle: Bundle, **changes: Any) -> Loop:
 
 def constant_bundle(task: str) -> Bundle:
     """No feeds; fetch `y` is the scalar 1 + 1."""
-    one = np.float32(1).reshape(())
+    one = np.ones((), np.float32)
     plan = Plan(
         f"{task}/cpu:0",
         (Instruction("y", "add", (0, 0), (1,), {}),),

@@ -15,18 +15,18 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import nbflow_workers
 import numpy as np
 import psutil
 import pytest
-from nbflow_workers import Cluster
-from nbflow_workers.launchers.base import Ask, Handle
-from nbflow_workers.launchers.local import LocalLauncher
 
+import nbflow_workers
 from nbflow.errors import Rejected, WorkerError, WorkerLost
 from nbflow.events import Event, WorkerState
 from nbflow.testing.transport import FIRST, SECOND, add_bundle, command, pair
 from nbflow.transport import Transport
+from nbflow_workers import Cluster
+from nbflow_workers.launchers.base import Ask, Handle
+from nbflow_workers.launchers.local import LocalLauncher
 
 pytestmark = pytest.mark.cluster
 

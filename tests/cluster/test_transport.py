@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import nbflow_workers
 import pytest
 
+import nbflow_workers
 from nbflow.inprocess import InProcessCluster
 from nbflow.testing.transport import check_transport
 from nbflow.transport import Cluster

@@ -33,9 +33,9 @@ log = logging.getLogger("nbflow.cluster")
 
 HEARTBEAT_S = 1.0
 HEARTBEAT_TIMEOUT_S = 2.0
+# A round of heartbeats that took this much longer than its timeout says that this process was stalled, not the workers.
+OWN_STALL_S = 0.5
 OPEN_TIMEOUT_S = 10.0
-# A process that answers late while its machine is busy is not dead: the exit of ours is seen directly, and a frozen
-# one by the connection's keepalive; this only bounds how long `scale` and `close` wait.
 STOP_TIMEOUT_S = 5.0
 _numbers = itertools.count(1)
 
@@ -148,6 +148,8 @@ class Cluster:
             if not workers:
                 raise WorkerLost(f"cluster {self.name} has no worker left; start or attach some")
             secret = self._sessions.setdefault(session, secrets.token_bytes(32))
+            # Sessions that were closed leave nothing here but their secret.
+            self._transports = {k: t for k, t in self._transports.items() if t.usable}
         request = pb.OpenSessionRequest(
             wire_version=wire.WIRE_VERSION,
             session=session,
@@ -325,11 +327,15 @@ class Cluster:
             if ended:
                 self._note(self._membership.exited(worker.info.task_name, ended), worker)
         asked = [w for w in workers if w.handle is None or not w.handle.exit_text()]
+        start = time.monotonic()
         if asked:
             with ThreadPoolExecutor(min(16, len(asked)), thread_name_prefix="nbflow-heartbeat") as pool:
                 list(pool.map(self._ask, asked))
         with self._lock:
-            self._note(self._membership.tick(time.monotonic()))
+            now = time.monotonic()
+            if now - start > HEARTBEAT_TIMEOUT_S + OWN_STALL_S:
+                self._membership.excuse(now - start - HEARTBEAT_TIMEOUT_S)
+            self._note(self._membership.tick(now))
 
     def _ask(self, worker: _Worker) -> None:
         start = time.monotonic()

@@ -100,6 +100,11 @@ class Membership:
                 changes += self._step(worker, "silent", f"last heard {silent:.1f} s ago")
         return changes
 
+    def excuse(self, seconds: float) -> None:
+        """Forgives everybody's silence for so long: it was us who could not listen (a held GIL, a suspended laptop)."""
+        for member in self._members.values():
+            member.heard_s += seconds
+
     def exited(self, worker: str, detail: str) -> list[Change]:
         """A worker's process ended."""
         return self._step(worker, "exited", detail)

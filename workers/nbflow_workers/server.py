@@ -145,12 +145,14 @@ class Service:
                 raise Rejected(f"session {request.session} is somebody else's; choose another id")
             if session is None and len(self._sessions) >= MAX_SESSIONS:
                 raise Rejected(f"{info.task_name} has {MAX_SESSIONS} sessions already; close some")
+            before = self._peers.get(request.session, ({}, b""))[0]
             self._peers[request.session] = (peers, request.ca)
             if session is None:
                 session = self._sessions[request.session] = self._make_session(request, endpoints)
                 return pb.Empty()
         self._config.dataplane.open(SessionKey(session.id, session.secret), session.executor, endpoints)
-        session.forget_peers()
+        # Loops may be using the others.
+        session.forget_peers([task for task, peer in before.items() if peers.get(task) != peer])
         return pb.Empty()
 
     def _make_session(self, request: pb.OpenSessionRequest, endpoints: Mapping[str, Endpoint]) -> Session:

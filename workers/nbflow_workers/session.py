@@ -87,11 +87,11 @@ class Session:
                 found = self._peers[task] = self._connect(task)
             return found
 
-    def forget_peers(self) -> None:
-        """After the peers changed: connections are made anew when asked for."""
+    def forget_peers(self, tasks: Iterable[str] | None = None) -> None:
+        """Closes the connections to `tasks` (None: all), which changed; they are made anew when asked for."""
         with self._lock:
-            peers, self._peers = self._peers, {}
-        for transport in peers.values():
+            gone = [self._peers.pop(t) for t in (list(self._peers) if tasks is None else tasks) if t in self._peers]
+        for transport in gone:
             transport.close()
 
     def add(self, stream: Stream) -> None:
