@@ -201,7 +201,8 @@ def summary(change: Change) -> str:
     ]
     if not counts and change.unchanged:
         counts.append(f"{len(change.unchanged)} unchanged")
-    parts = [f"graph: {' '.join(counts)} ops"] if counts else ["graph:"]
+    total = len(change.added) + len(change.removed) + len(change.changed) or len(change.unchanged)
+    parts = [f"graph: {' '.join(counts)} {'op' if total == 1 else 'ops'}"]
     if change.variables:
         fates = [
             f"{len(names)} {word}"
@@ -222,4 +223,4 @@ def failure(owner: Owner, made: int, *, had: bool, restored: list[str]) -> str:
     if had:
         names = f" ({', '.join(restored)} as before)" if restored else ""
         return f"graph: unchanged; {owner.label} failed, so its ops from the last run stay{names}"
-    return f"graph: unchanged; {owner.label} failed, so the {_count(made, 'op')} it had built are gone"
+    return f"graph: unchanged; {owner.label} failed, and what it had built ({_count(made, 'op')}) is gone"
