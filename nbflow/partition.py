@@ -9,6 +9,7 @@ update; where that is impossible the read is copied.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -132,7 +133,7 @@ class _Builder:
 
     def order_writers(self, writers: Sequence[Item]) -> None:
         """Updates of one variable that the graph leaves unordered happen in the order in which they were made."""
-        for first, second in zip(writers, writers[1:], strict=False):
+        for first, second in itertools.pairwise(writers):
             if not self.reaches(second, first):
                 self.edge(first, second)
 
