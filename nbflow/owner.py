@@ -128,13 +128,11 @@ class Transaction:
         if new:
             graph.version += 1
         dropped = []
+        for name, generation in self._renewed.items():
+            dropped.append(_key(graph, name))
+            graph.generations[name] = generation
         for name, node in new.items():
-            if not _holds_state(node):
-                continue
-            if name in self._renewed:
-                dropped.append(_key(graph, name))
-                graph.generations[name] = self._renewed[name]
-            elif name not in self.old:
+            if _holds_state(node) and name not in self.old:
                 dropped.append(_key(graph, name))
                 graph.renew(name)
         return tuple(dropped)
