@@ -1,7 +1,440 @@
-"""Rows of `nf.nn`, `nf.random` and state for the op tests. See `cases.py`."""
+"""Rows of `nf.nn`, `nf.random`, variables, optimizer updates and datasets; the format is that of `tests/cases.py`."""
 
 from __future__ import annotations
 
-from tests.cases import Case
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import nbflow as nf
+from nbflow.backends.base import Context
+from nbflow.backends.numpy.random import normals, uniforms, words
+from nbflow.graph import Node, Tensor
+from nbflow.ops._build import build, build_node
+from nbflow.state import StateStore
+from nbflow.variable import Variable
+from tests.cases import Case, f, i
+
+A = np.ndarray[Any, Any]
 
 OPS: list[Case] = []
+
+
+def row(op: str, make: Callable[..., Any], inputs: Any, expect: Callable[..., Any] | None, **more: Any) -> None:
+    OPS.append(Case(op, make, tuple(inputs), expect, **more))
+
+
+# --- activations and softmax -----------------------------------------------------------------------------------------
+
+
+def _erf(x: A) -> A:
+    return np.vectorize(math.erf, otypes=[np.float64])(x)
+
+
+def _softmax(x: A, axis: int = -1) -> A:
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def _sigmoid(x: A) -> A:
+    return 1 / (1 + np.exp(-x))
+
+
+_AWAY = f(3, 4)  # no element near a kink at 0, or the differences would straddle it
+_AWAY = np.where(np.abs(_AWAY) < 0.05, 0.3, _AWAY)
+
+row("relu", nf.nn.relu, [_AWAY], lambda x: np.maximum(x, 0), differentiable=2)
+row("relu", nf.nn.relu, [f(dtype="float32")], lambda x: np.maximum(x, 0))
+row("relu", nf.nn.relu, [i(5)], lambda x: np.maximum(x, 0))
+row("relu_grad", lambda g, y: build("relu_grad", (g, y)), [f(3, 4), _AWAY], lambda g, y: g * (y > 0), differentiable=0)
+for _shape in ((3, 4), (), (0, 2)):
+    row("sigmoid", nf.nn.sigmoid, [f(*_shape)], _sigmoid, differentiable=2)
+    row("softplus", nf.nn.softplus, [f(*_shape)], lambda x: np.log1p(np.exp(x)), differentiable=2)
+row("sigmoid", nf.nn.sigmoid, [np.array([-1000.0, 1000.0])], lambda x: np.array([0.0, 1.0]))
+row("softplus", nf.nn.softplus, [np.array([-1000.0, 1000.0])], lambda x: np.array([0.0, 1000.0]))
+row("where", nf.nn.leaky_relu, [_AWAY], lambda x: np.where(x > 0, x, 0.2 * x), differentiable=2)
+row("where", nf.nn.elu, [_AWAY], lambda x: np.where(x > 0, x, np.expm1(x)), differentiable=1)
+row("erf", nf.nn.gelu, [f(2, 3)], lambda x: x * 0.5 * (1 + _erf(x / np.sqrt(2))), differentiable=2)
+row(
+    "tanh",
+    lambda x: nf.nn.gelu(x, approximate=True),
+    [f(2, 3)],
+    lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    differentiable=2,
+)
+row("sigmoid", nf.nn.silu, [f(2, 3)], lambda x: x * _sigmoid(x), differentiable=2)
+
+for _axis in (-1, 0):
+    row(
+        "softmax",
+        lambda x, a=_axis: nf.nn.softmax(x, axis=a),
+        [f(3, 4)],
+        lambda x, a=_axis: _softmax(x, a),
+        differentiable=2,
+    )
+    row(
+        "log_softmax",
+        lambda x, a=_axis: nf.nn.log_softmax(x, axis=a),
+        [f(3, 4)],
+        lambda x, a=_axis: np.log(_softmax(x, a)),
+        differentiable=2,
+    )
+row("softmax", nf.nn.softmax, [np.array([[1e4, 0.0], [-1e4, -1e4]])], lambda x: np.array([[1.0, 0.0], [0.5, 0.5]]))
+row("softmax", nf.nn.softmax, [f(0, 3, dtype="float32")], lambda x: x)
+row("log_softmax", nf.nn.log_softmax, [np.array([1e4, 0.0])], lambda x: np.array([0.0, -1e4]))
+
+# --- cross entropies -------------------------------------------------------------------------------------------------
+
+
+def _sparse(logits: A, labels: A) -> A:
+    return -np.take_along_axis(np.log(_softmax(logits)), labels[..., None], -1)[..., 0]
+
+
+def _onehot(labels: A, classes: int) -> A:
+    return (labels[..., None] == np.arange(classes)).astype("float64")
+
+
+_IDS = i(3, low=0, high=4)
+row("sparse_softmax_cross_entropy", nf.nn.softmax_cross_entropy, [f(3, 4), _IDS], _sparse, differentiable=2)
+row("sparse_softmax_cross_entropy", nf.nn.softmax_cross_entropy, [f(2, 3, 4), i(2, 3, low=0, high=4)], _sparse)
+row("sparse_softmax_cross_entropy", nf.nn.softmax_cross_entropy, [f(4), np.array(2)], _sparse, differentiable=2)
+row(
+    "sparse_softmax_cross_entropy",
+    nf.nn.softmax_cross_entropy,
+    [np.array([[1e4, 0.0], [0.0, 1e4]], "float32"), np.array([0, 0], "int32")],
+    lambda x, y: np.array([0, 1e4], "float32"),
+)
+row(
+    "sparse_softmax_cross_entropy_grad",
+    lambda g, x, y: build("sparse_softmax_cross_entropy_grad", (g, x, y)),
+    [f(3), f(3, 4), _IDS],
+    lambda g, x, y: (_softmax(x) - _onehot(y, 4)) * g[:, None],
+    differentiable=2,
+)
+row(
+    "log_softmax",
+    nf.nn.softmax_cross_entropy,
+    [f(3, 4), f(3, 4, low=0.1, seed=1)],
+    lambda x, p: -(p * np.log(_softmax(x))).sum(-1),
+    differentiable=2,
+)
+row(
+    "softplus",
+    nf.nn.sigmoid_cross_entropy,
+    [f(3, 4), f(3, 4, low=0, high=1, seed=1)],
+    lambda x, p: -p * np.log(_sigmoid(x)) - (1 - p) * np.log(1 - _sigmoid(x)),
+    differentiable=2,
+    rtol=1e-12,
+)
+row("mean", nf.nn.mean_squared_error, [f(3, 2), f(3, 2, seed=1)], lambda x, y: np.mean((x - y) ** 2), differentiable=2)
+
+# --- convolution and pooling -----------------------------------------------------------------------------------------
+
+_IN_LOOPS = "value in test_nn_conv.py"
+_CONV = {"strides": (2, 1), "padding": "SAME", "data_format": "NHWC", "dilation": (1, 1), "groups": 1}
+_POOL = {"window": (2, 2), "strides": (2, 1), "padding": "VALID", "data_format": "NHWC", "dilation": (1, 1)}
+
+
+def _forward_1x1(x: A, w: A) -> A:
+    return np.einsum("nhwc,co->nhwo", x, w[0, 0])
+
+
+row("conv2d", nf.nn.conv2d, [f(2, 3, 3, 2), f(1, 1, 2, 3)], _forward_1x1, differentiable=2)
+row(
+    "conv2d", lambda x, w: nf.nn.conv2d(x, w, 2), [f(1, 3, 4, 2), f(2, 2, 2, 1)], None, differentiable=2, note=_IN_LOOPS
+)
+row(
+    "conv2d",
+    lambda x, w: nf.nn.conv2d(x, w, padding=((0, 1), (1, 0)), data_format="NCHW", dilation=2),
+    [f(1, 2, 4, 4), f(2, 2, 2, 2)],
+    None,
+    differentiable=2,
+    note=_IN_LOOPS,
+)
+row(
+    "conv2d",
+    nf.nn.depthwise_conv2d,
+    [f(1, 3, 3, 2), f(2, 2, 1, 4)],
+    None,
+    differentiable=2,
+    dynamic=False,
+    note=f"{_IN_LOOPS}; the number of channels must be known",
+)
+row(
+    "conv2d_input_grad",
+    lambda g, w: build("conv2d_input_grad", (g, w), {**_CONV, "shape": (1, 4, 3, 2)}),
+    [f(1, 2, 3, 2), f(3, 2, 2, 2)],
+    None,
+    differentiable=2,
+    note=_IN_LOOPS,
+)
+row(
+    "conv2d_filter_grad",
+    lambda x, g: build("conv2d_filter_grad", (x, g), {**_CONV, "shape": (3, 2, 2, 2)}),
+    [f(1, 4, 3, 2), f(1, 2, 3, 2)],
+    None,
+    differentiable=2,
+    note=_IN_LOOPS,
+)
+for _function, _name in ((nf.nn.max_pool2d, "max_pool2d"), (nf.nn.avg_pool2d, "avg_pool2d")):
+    row(_name, lambda x, p=_function: p(x, 2), [f(2, 4, 4, 1)], None, differentiable=2, note=_IN_LOOPS)
+    row(
+        _name,
+        lambda x, p=_function: p(x, (3, 2), 1, "SAME", "NCHW"),
+        [f(1, 2, 4, 3)],
+        None,
+        differentiable=2,
+        note=_IN_LOOPS,
+    )
+
+
+def _pool_grad(op: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda g, x: build(op, (g, x, build("max_pool2d", (x,), _POOL)), _POOL)
+
+
+# Linear in its first input; the second only says where the maxima are.
+row(
+    "max_pool2d_grad",
+    _pool_grad("max_pool2d_grad"),
+    [f(1, 2, 2, 1), f(1, 4, 3, 1)],
+    None,
+    differentiable=1,
+    note=_IN_LOOPS,
+)
+row(
+    "max_pool2d_pick",
+    _pool_grad("max_pool2d_pick"),
+    [f(1, 4, 3, 1), f(1, 4, 3, 1, seed=1)],
+    None,
+    differentiable=1,
+    note=_IN_LOOPS,
+)
+row(
+    "avg_pool2d_grad",
+    lambda g: build("avg_pool2d_grad", (g,), {**_POOL, "shape": (1, 4, 3, 1)}),
+    [f(1, 2, 2, 1)],
+    None,
+    differentiable=2,
+    note=_IN_LOOPS,
+)
+
+# --- normalisation, embeddings, attention ----------------------------------------------------------------------------
+
+
+def _normal(x: A, axis: Any) -> A:
+    return (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + 1e-5)
+
+
+row("rsqrt", nf.nn.layer_norm, [f(3, 4)], lambda x: _normal(x, -1), differentiable=2)
+row(
+    "rsqrt",
+    nf.nn.layer_norm,
+    [f(2, 4), f(4, seed=1), f(4, seed=2)],
+    lambda x, a, b: _normal(x, -1) * a + b,
+    differentiable=2,
+)
+row(
+    "rsqrt",
+    nf.nn.batch_norm,
+    [f(4, 3), f(3, seed=1), f(3, seed=2)],
+    lambda x, a, b: _normal(x, 0) * a + b,
+    differentiable=2,
+    unranked=False,
+)
+row(
+    "rsqrt",
+    lambda x, a: nf.nn.batch_norm(x, a, axis=1),
+    [f(2, 3, 2, 2), f(3, seed=1)],
+    lambda x, a: _normal(x, (0, 2, 3)) * a[:, None, None],
+    differentiable=1,
+    unranked=False,
+)
+row(
+    "rsqrt",
+    lambda x, m, v: nf.nn.batch_norm(x, mean=m, variance=v),
+    [f(4, 3), f(3, seed=1), f(3, low=0.5, seed=2)],
+    lambda x, m, v: (x - m) / np.sqrt(v + 1e-5),
+    differentiable=2,
+    unranked=False,
+)
+row("take", nf.nn.embedding_lookup, [f(5, 2), i(2, 3, low=0, high=5)], lambda t, n: t[n], differentiable=2)
+
+
+def _attention(q: A, k: A, v: A, causal: bool = False) -> A:
+    scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1])
+    if causal:
+        scores = np.where(np.tri(*scores.shape[-2:], k=scores.shape[-1] - scores.shape[-2]) > 0, scores, -np.inf)
+    return _softmax(scores) @ v
+
+
+_QKV = [f(2, 3, 4), f(2, 5, 4, seed=1), f(2, 5, 2, seed=2)]
+row("softmax", nf.nn.attention, _QKV, _attention, differentiable=1, dynamic=False, note="the depth must be known")
+row(
+    "softmax",
+    lambda q, k, v: nf.nn.attention(q, k, v, causal=True),
+    _QKV,
+    lambda q, k, v: _attention(q, k, v, causal=True),
+    differentiable=1,
+    dynamic=False,
+    note="the depth must be known",
+)
+
+# --- random ----------------------------------------------------------------------------------------------------------
+
+
+def _drawn(name: str) -> Context:
+    """The context of the op called `name` in the first step of a graph with seed 0."""
+    return Context(f"{name}:0", 0, 0, StateStore(), lambda: None)
+
+
+_F4, _F8 = np.dtype("float32"), np.dtype("float64")
+row(
+    "random_uniform",
+    lambda: nf.random.uniform((2, 3), -1.0, 3.0, "float64"),
+    [],
+    lambda: uniforms(_drawn("random_uniform"), 6, _F8).reshape(2, 3) * 4 - 1,
+)
+row(
+    "random_uniform_like",
+    nf.random.uniform_like,
+    [f(2, 3, dtype="float32")],
+    lambda x: uniforms(_drawn("random_uniform_like"), 6, _F4).reshape(2, 3),
+)
+row(
+    "random_normal",
+    lambda: nf.random.normal((3,), 2.0, 0.5, "float64"),
+    [],
+    lambda: normals(_drawn("random_normal"), 3, _F8) * 0.5 + 2,
+)
+row(
+    "random_truncated_normal",
+    lambda: nf.random.truncated_normal((50,)),
+    [],
+    None,
+    note="distribution in test_random_ops.py",
+)
+row(
+    "random_integers",
+    lambda: nf.random.randint((4,), -2, 5, "int32"),
+    [],
+    lambda: (words(_drawn("random_integers"), 4) % 7).astype("int32") - np.int32(2),
+)
+row(
+    "random_bernoulli",
+    lambda: nf.random.bernoulli((2, 4), 0.3),
+    [],
+    lambda: (uniforms(_drawn("random_bernoulli"), 8, _F8) < 0.3).reshape(2, 4),
+)
+row(
+    "random_permutation",
+    lambda: nf.random.permutation(6),
+    [],
+    lambda: np.argsort(words(_drawn("random_permutation"), 6)),
+)
+row(
+    "random_uniform_like",
+    lambda x: nf.nn.dropout(x, 0.5),
+    [f(2, 3)],
+    lambda x: np.where(uniforms(_drawn("dropout/random_uniform_like"), 6, _F8).reshape(2, 3) >= 0.5, x * 2, 0),
+)
+
+# --- variables and the updates of optimizers -------------------------------------------------------------------------
+
+_W, _G = f(3, 4, dtype="float32"), f(3, 4, dtype="float32", seed=1)
+_M, _V = f(3, 4, dtype="float32", seed=2), f(3, 4, low=0.1, dtype="float32", seed=3)
+_LR = np.float32(0.1)
+
+
+def _after(node: Node, *variables: Variable) -> list[Tensor]:
+    """The variables' values after `node`."""
+    with nf.control_dependencies([node]):
+        return [v.read() for v in variables]
+
+
+def _assigned(method: str) -> Callable[[], list[Tensor]]:
+    def make() -> list[Tensor]:
+        v = Variable(_W, name="v")
+        result = getattr(v, method)(_G)
+        return [result, *_after(result.node, v)]
+
+    return make
+
+
+def _updated(op: str, slots: tuple[A, ...], scalars: tuple[Any, ...], **attrs: Any) -> Callable[[], list[Tensor]]:
+    def make() -> list[Tensor]:
+        variables = [Variable(value, name=f"v{n}") for n, value in enumerate((_W, *slots))]
+        inputs = [v.handle for v in variables] + [nf.constant(s) for s in (*scalars, _LR, _G)]
+        return _after(build_node(op, inputs, {"variable": "v0", **attrs}), *variables)
+
+    return make
+
+
+row("variable", lambda: nf.Variable(_W, name="v").read(), [], lambda: _W)
+row("initialize", lambda: nf.Variable(nf.constant(_W) * 2.0, name="v").read(), [], lambda: _W * 2)
+row("read_variable", lambda: nf.Variable(_W, name="v").to_tensor(), [], lambda: _W)
+row("assign", _assigned("assign"), [], lambda: [_G, _G])
+row("assign_add", _assigned("assign_add"), [], lambda: [_W + _G] * 2)
+row("assign_sub", _assigned("assign_sub"), [], lambda: [_W - _G] * 2)
+row("apply_sgd", _updated("apply_sgd", (), (), weight_decay=0.0), [], lambda: _W - _LR * _G)
+row(
+    "apply_sgd",
+    _updated("apply_sgd", (), (), weight_decay=0.5),
+    [],
+    lambda: _W - _LR * (_G + np.float32(0.5) * _W),
+)
+
+
+def _momentum(nesterov: bool) -> list[A]:
+    m = np.float32(0.9) * _M + _G
+    return [_W - _LR * (np.float32(0.9) * m + _G if nesterov else m), m]
+
+
+for _nesterov in (False, True):
+    row(
+        "apply_momentum",
+        _updated("apply_momentum", (_M,), (), momentum=0.9, nesterov=_nesterov, weight_decay=0.0),
+        [],
+        lambda n=_nesterov: _momentum(n),
+    )
+
+
+def _adam(t: int, decay: float) -> list[A]:
+    m = 0.9 * _M.astype("f8") + 0.1 * _G
+    v = 0.99 * _V.astype("f8") + 0.01 * _G.astype("f8") ** 2
+    step = 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
+    return [a.astype("f4") for a in (_W * (1 - 0.1 * decay) - step, m, v)]
+
+
+for _decay in (0.0, 0.3):
+    row(
+        "apply_adam",
+        _updated("apply_adam", (_M, _V), (np.int64(6),), beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=_decay),
+        [],
+        lambda d=_decay: _adam(7, d),
+    )
+
+
+def _rmsprop() -> list[A]:
+    v = 0.9 * _V.astype("f8") + 0.1 * _G.astype("f8") ** 2
+    return [a.astype("f4") for a in (_W - 0.1 * _G / (np.sqrt(v) + 1e-7), v)]
+
+
+def _adagrad() -> list[A]:
+    total = _V.astype("f8") + _G.astype("f8") ** 2
+    return [a.astype("f4") for a in (_W - 0.1 * _G / (np.sqrt(total) + 1e-7), total)]
+
+
+row("apply_rmsprop", _updated("apply_rmsprop", (_V,), (), rho=0.9, epsilon=1e-7), [], _rmsprop)
+row("apply_adagrad", _updated("apply_adagrad", (_V,), (), epsilon=1e-7), [], _adagrad)
+
+# --- datasets --------------------------------------------------------------------------------------------------------
+
+_ROWS = {"x": f(5, 2, dtype="float32"), "y": i(5)}
+row(
+    "iterator_next",
+    lambda: list(nf.data.from_arrays(_ROWS).batch(3).next()["x"].node.outputs),
+    [],
+    lambda: [_ROWS["x"][:3], _ROWS["y"][:3], np.float64(1.0)],
+)
