@@ -1,4 +1,4 @@
-"""Every row of `tests/cases.py` and `tests/cases_nn.py`: value, shape rule, gradient, `out=`, aliasing, completeness."""
+"""Every row of `cases.py` and `cases_nn.py`: value, shape rule, gradient, `out=`, aliasing; and no op lacks one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nbflow import op
+from nbflow.autodiff import gradients
 from nbflow.backends.numpy import NumpyBackend
 from nbflow.graph import Graph, Node, Tensor
 from nbflow.ops import placeholder
@@ -33,7 +34,8 @@ every = pytest.mark.parametrize("case", ROWS, ids=ids(ROWS))
 
 def build(case: Case, shape_of: Any) -> tuple[list[Tensor], dict[Tensor, Any]]:
     """The outputs of `case` on placeholders whose shapes are `shape_of(array)`, and the feeds."""
-    inputs = [placeholder(np.asarray(a).dtype, shape_of(np.asarray(a)), name=f"x{n}") for n, a in enumerate(case.inputs)]
+    arrays = [np.asarray(a) for a in case.inputs]
+    inputs = [placeholder(a.dtype, shape_of(a), name=f"x{n}") for n, a in enumerate(arrays)]
     made = case.build(*inputs)
     outputs = list(made) if isinstance(made, (list, tuple)) else [made]
     return outputs, dict(zip(inputs, case.inputs, strict=True))
@@ -72,7 +74,7 @@ def test_value_and_shape(case: Case) -> None:
 @pytest.mark.parametrize("unknown", ["dims", "rank"])
 @every
 def test_unknown_shapes(case: Case, unknown: str) -> None:
-    """With dimensions, or even ranks, that are unknown until the run, values are the same and rules never contradict."""
+    """With dimensions, or ranks, that are unknown until the run, values are the same and rules never contradict."""
     if not case.dynamic or not case.inputs or (unknown == "rank" and not case.unranked):
         pytest.skip("the row needs static shapes")
     with Graph().as_default(), np.errstate(all="ignore"):
@@ -102,8 +104,6 @@ def test_gradients_with_unknown_shapes(case: Case, unknown: str) -> None:
 
 
 def gradient_values(case: Case, shape_of: Any) -> list[np.ndarray]:
-    from nbflow.autodiff import gradients
-
     with Graph().as_default():
         outputs, feeds = build(case, shape_of)
         floating = [t for t in feeds if t.dtype.kind == "f"]

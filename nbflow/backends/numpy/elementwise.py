@@ -159,7 +159,7 @@ def _weighted_sum(*inputs: A, out: A | None = None) -> A:
 #   |x| <= 1:  the Taylor series 2/sqrt(pi) * x * sum of (-x*x)**n / (n! (2n+1));
 #   |x| >  1:  1 - exp(-x*x) * Q(t), Q interpolating the C library's values at Chebyshev points, t a linear map of
 #              1 / (1 + x/2) over x in [1, 6] onto [-1, 1].
-# Beyond 6, erf is 1 to double precision. The error is at most 3 units in the last place.
+# Beyond 6, erf is 1 to double precision. The error is at most 6 units in the last place.
 
 _T1, _T6 = 1 / 1.5, 1 / 4.0  # 1 / (1 + x/2) at x = 1 and at x = 6
 
