@@ -21,12 +21,13 @@ import pytest
 
 import nbflow_workers
 from nbflow.errors import Rejected, WorkerError, WorkerLost
-from nbflow.events import Event, WorkerState
-from nbflow.testing.transport import FIRST, SECOND, add_bundle, command, pair
-from nbflow.transport import Transport
+from nbflow.events import Event, Metric, WorkerState
+from nbflow.testing.transport import FIRST, SECOND, add_bundle, command, constant_bundle, pair
+from nbflow.transport import Loop, MetricSource, Transport
 from nbflow_workers import Cluster
 from nbflow_workers.launchers.base import Ask, Handle
 from nbflow_workers.launchers.local import LocalLauncher
+from nbflow_workers.security import TOKEN_VARIABLE
 
 pytestmark = pytest.mark.cluster
 
@@ -128,6 +129,37 @@ def test_a_killed_worker_fails_the_step_and_is_named(cluster: Cluster) -> None:
     assert SECOND not in {d.spec.task_name for d in cluster.devices()}
     # The others go on, in the same session.
     use_once(cluster, "killed")
+
+
+def test_listeners_hear_that_the_leader_of_a_loop_is_lost(cluster: Cluster) -> None:
+    doors, bundle = cluster.connect("leader"), constant_bundle(FIRST)
+    doors[FIRST].register(bundle)
+    events: SimpleQueue[Event] = SimpleQueue()
+    doors[FIRST].listen(events.put)
+    tasks = {FIRST: bundle.id}
+    metrics = (MetricSource("m", FIRST, "y"),)
+    doors[FIRST].start_loop(Loop("l", "run", tasks, tasks, metrics, first=1, steps=10**9, every=10))
+    while not isinstance(events.get(timeout=10), Metric):
+        continue
+    pid = cluster.workers()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while True:
+        event = events.get(timeout=max(0.01, deadline - time.monotonic()))
+        if isinstance(event, WorkerState):
+            break
+    assert (event.worker, event.state) == (FIRST, "lost")
+
+
+def test_workers_share_the_cores_and_hide_the_token(cluster: Cluster) -> None:
+    for record in cluster.workers():
+        process = psutil.Process(record.pid)
+        share = max(1, (os.cpu_count() or 1) // 3)
+        assert process.environ()["OPENBLAS_NUM_THREADS"] == os.environ.get("OPENBLAS_NUM_THREADS", str(share))
+        token = process.environ()[TOKEN_VARIABLE]
+        assert token not in " ".join(process.cmdline())
+        assert token not in cluster.logs(record.task_name) + repr(cluster) + repr(cluster.workers())
 
 
 def test_a_frozen_worker_is_lost_within_five_seconds(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ import grpc
 
 from nbflow import wire
 from nbflow.errors import NbflowError, Rejected, WorkerLost
-from nbflow.events import Emitter, Listener
+from nbflow.events import Emitter, Listener, WorkerState
 from nbflow.plan import Bundle
 from nbflow.proto import wire_pb2
 from nbflow.transport import HostArray, Loop, LoopAction, StepCommand, StepResult, WorkerInfo
@@ -214,6 +214,7 @@ class GrpcTransport:
             ) from None
 
     def _read_events(self, call: Any, ready: Future[None]) -> None:
+        problem = f"{self._info.task_name} ({self._link.address}) ended its events"
         try:
             for reply in call:
                 if not ready.done():
@@ -221,17 +222,22 @@ class GrpcTransport:
                 for event in reply.events:
                     self._events.emit(wire.decode_event(event))
         except grpc.RpcError as error:
+            found = status.from_rpc(error, worker=self._info.task_name, doing="sending events")
+            problem = found.message
             if not ready.done():
-                doing = "subscribing to its events"
-                ready.set_exception(status.from_rpc(error, worker=self._info.task_name, doing=doing))
-        except NbflowError:
+                ready.set_exception(found)
+        except NbflowError as error:
+            problem = f"{self._info.task_name} sent a damaged event: {error}"
             log.exception("%s sent a damaged event", self._info.task_name)
-        finally:
-            with self._lock:
-                if self._events_call is call:
-                    self._events_call = None
-            if not ready.done():
-                ready.set_exception(WorkerLost(f"{self._info.task_name} ended its events", worker=self._info.task_name))
+        with self._lock:
+            closed = self._closed
+            if self._events_call is call:
+                self._events_call = None
+        if not ready.done():
+            ready.set_exception(WorkerLost(problem, worker=self._info.task_name))
+        elif not closed:
+            # Listeners wait for more, such as the end of a loop: this is all that will come.
+            self._events.emit(WorkerState(self._info.task_name, "lost", self._link.address, time.time(), problem))
 
 
 def _blob_chunks(digest: str, value: HostArray) -> Iterator[pb.BlobChunk]:
