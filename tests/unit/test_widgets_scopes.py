@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nbflow_widgets.layout import isotonic, layered, ranks
+
+from nbflow_widgets.layout import Flow, fold, isotonic, layered, ranks
 from nbflow_widgets.scopes import Edge, Tree, producer, shares, short_device
 
 _TABLE = pathlib.Path(__file__).parents[2] / "widgets" / "test" / "scopes.json"
@@ -116,3 +117,33 @@ def test_long_edges_pass_columns_beside_their_boxes() -> None:
     assert bends[0][1] == bends[1][1]
     assert abs(bends[0][1] - layout.nodes[1][1]) > 20
     assert bends[1][0] - bends[0][0] == pytest.approx(100)
+
+
+def chain(n: int) -> tuple[Flow, list[tuple[float, float]], list[tuple[int, int]]]:
+    """`n` boxes in a row, and one line that skips from the third to the last."""
+    edges = [(i, i + 1) for i in range(n - 1)] + [(2, n - 1)]
+    nodes = [(50.0 + 140 * i, 20.0) for i in range(n)]
+    lines = [[(nodes[a][0] + 50, 20.0), (nodes[b][0] - 50, 20.0)] for a, b in edges]
+    return Flow(nodes, lines, 140.0 * n - 40, 40.0), [(100.0, 40.0)] * n, edges
+
+
+def test_a_long_chain_is_folded_and_its_lines_stay_outside_of_boxes() -> None:
+    flow, sizes, edges = chain(40)
+    folded = fold(flow, sizes, edges)
+    assert folded.width < flow.width / 3
+    assert folded.width / folded.height < 6
+    for line, (a, b) in zip(folded.lines, edges, strict=True):
+        assert line[0] == (folded.nodes[a][0] + 50, folded.nodes[a][1])
+        assert line[-1] == (folded.nodes[b][0] - 50, folded.nodes[b][1])
+        for (px, py), (qx, qy) in itertools.pairwise(line):
+            for x, y in folded.nodes:
+                beside = max(px, qx) <= x - 49 or min(px, qx) >= x + 49
+                assert beside or max(py, qy) <= y - 19 or min(py, qy) >= y + 19
+
+
+def test_what_fits_and_what_has_one_great_box_is_not_folded() -> None:
+    flow, sizes, edges = chain(8)
+    assert fold(flow, sizes, edges) is flow
+    flow, sizes, edges = chain(40)
+    sizes[20] = (3000.0, 40.0)
+    assert fold(flow, sizes, edges) is flow

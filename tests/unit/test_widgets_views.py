@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets
-import nbflow_widgets
 import pytest
-from nbflow_widgets import Bridge, ClusterView, CurvesView, GraphView, curves_view, picture, sheet
-from nbflow_widgets.scopes import Tree
 from PIL import Image
 
+import nbflow_widgets
 from nbflow.events import Log, Metric, RunState, WorkerState
+from nbflow_widgets import Bridge, ClusterView, CurvesView, GraphView, curves_view, picture, sheet
+from nbflow_widgets.scopes import Tree
 
 PS, W0, W1 = "/job:ps/task:0/cpu:0", "/job:worker/task:0/cpu:0", "/job:worker/task:1/cpu:0"
 

@@ -6,7 +6,9 @@ coordinates by isotonic regression: the least-squares positions that keep the or
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,6 +121,92 @@ def layered(sizes: Sequence[Size], edges: Sequence[tuple[int, int]], rank_gap: f
 
     bends = [level(chain, rank[a] > rank[b]) for chain, (a, b) in zip(chains, edges, strict=True)]
     return Layout([point(i) for i in range(n)], bends, width, high_y - low_y)
+
+
+# Narrower flows fit a notebook as they are.
+_WIDE, _FLAT = 1500.0, 4.0
+# Width to height of a notebook's output.
+_ASPECT = 2.4
+_ROW_GAP, _LANE = 46.0, 16.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Placed boxes and the whole way of each line."""
+
+    nodes: Sequence[Point]
+    lines: Sequence[Sequence[Point]]
+    width: float
+    height: float
+
+
+def fold(flow: Flow, sizes: Sequence[Size], edges: Sequence[tuple[int, int]]) -> Flow:
+    """Folds a flow much wider than high into rows, as text is wrapped; `src/core/fold.ts` is the same.
+
+    Lines within a row stay as they are. A line to another row leaves its column, runs through the free lanes between
+    rows and beside them, and meets its box from the usual side.
+    """
+    if flow.width < _WIDE or flow.width < _FLAT * flow.height:
+        return flow
+    cuts = _cut_columns(flow, sizes)
+    if len(cuts) < 2:
+        return flow
+    rows = [max(0, bisect.bisect_right(cuts, x) - 1) for x, _ in flow.nodes]
+    tops, bottoms = [math.inf] * len(cuts), [-math.inf] * len(cuts)
+
+    def extend(row: int, top: float, bottom: float) -> None:
+        tops[row], bottoms[row] = min(tops[row], top), max(bottoms[row], bottom)
+
+    for (_, y), (_, h), row in zip(flow.nodes, sizes, rows, strict=True):
+        extend(row, y - h / 2, y + h / 2)
+    for line, (a, b) in zip(flow.lines, edges, strict=True):
+        for _, y in line if rows[a] == rows[b] else ():
+            extend(rows[a], y, y)
+    starts = [0.0]
+    for row in range(len(cuts) - 1):
+        starts.append(starts[-1] + bottoms[row] - tops[row] + _ROW_GAP)
+
+    def move(point: Point, row: int) -> Point:
+        return point[0] - cuts[row] + 2 * _LANE, point[1] - tops[row] + starts[row]
+
+    lines = []
+    for e, (line, (a, b)) in enumerate(zip(flow.lines, edges, strict=True)):
+        if rows[a] == rows[b]:
+            lines.append([move(point, rows[a]) for point in line])
+            continue
+        # The lane below a row; neighbouring lines keep a little apart.
+        down, shift = rows[b] > rows[a], (e % 5 - 2) * 3.0
+        leave, arrive = (
+            starts[row] + bottoms[row] - tops[row] + _ROW_GAP / 2 + shift
+            for row in ((rows[a], rows[b] - 1) if down else (rows[a] - 1, rows[b]))
+        )
+        lines.append(_around(move(line[0], rows[a]), move(line[-1], rows[b]), leave, arrive, shift, down))
+    nodes = [move(point, row) for point, row in zip(flow.nodes, rows, strict=True)]
+    width = max(x + w / 2 for (x, _), (w, _) in zip(nodes, sizes, strict=True)) + 2 * _LANE
+    return Flow(nodes, lines, width, starts[-1] + bottoms[-1] - tops[-1])
+
+
+def _cut_columns(flow: Flow, sizes: Sequence[Size]) -> list[float]:
+    """Where each row begins: the left end of its first column. Empty when rows would not help."""
+    columns = sorted((x - w / 2, x + w / 2) for (x, _), (w, _) in zip(flow.nodes, sizes, strict=True))
+    count = max(2, round(math.sqrt(flow.width / (flow.height + _ROW_GAP) / _ASPECT)))
+    # A box as wide as a good part of a row would stand alone on it.
+    if max(right - left for left, right in columns) > flow.width / count / 2:
+        return []
+    cuts, reach = [columns[0][0]], columns[0][1]
+    for left, right in columns:
+        # Only a free lane before this box is a place to cut.
+        if left >= reach + _LANE and right - cuts[-1] > flow.width / count * 1.05:
+            cuts.append(left - _LANE / 2)
+        reach = max(reach, right)
+    return cuts
+
+
+def _around(start: Point, end: Point, leave: float, arrive: float, shift: float, down: bool) -> list[Point]:
+    side = _LANE if down else -_LANE
+    a, b, beside = start[0] + side + shift, end[0] - side + shift, _LANE / 2 + shift
+    margin = [] if leave == arrive else [(beside, leave), (beside, arrive)]
+    return [start, (a, start[1]), (a, leave), *margin, (b, arrive), (b, end[1]), end]
 
 
 def _order(rank: list[int], before: list[list[int]], after: list[list[int]]) -> list[list[int]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from nbflow_widgets.layout import Layout, Point, layered
+from nbflow_widgets.layout import Flow, Layout, Point, fold, layered
 from nbflow_widgets.scopes import Edge, Item, Tree, shares, short_device
 from nbflow_widgets.sheet import (
     ACCENT,
@@ -91,15 +91,17 @@ class _Scene:
         boxes = {item: self._box(item, nesting) for item in (*main, *aux)}
         at = {item: i for i, item in enumerate(linked)}
         pairs = [(at[edge.source], at[edge.target]) for edge in edges]
-        layout = layered([boxes[item][:2] for item in linked], pairs, _RANK_GAP, _NODE_GAP)
-        places = {item: layout.nodes[i] for item, i in at.items()}
-        width, height = _rows(alone, boxes, layout.width, layout.height, places)
+        sizes = [boxes[item][:2] for item in linked]
+        layout = layered(sizes, pairs, _RANK_GAP, _NODE_GAP)
+        lines = [_route(layout, sizes, a, b, bends) for (a, b), bends in zip(pairs, layout.bends, strict=True)]
+        flow = fold(Flow(layout.nodes, lines, layout.width, layout.height), sizes, pairs)
+        places = {item: flow.nodes[i] for item, i in at.items()}
+        width, height = _rows(alone, boxes, flow.width, flow.height, places)
         width, height = _strip(aux, boxes, width, height, places)
 
         def draw(sheet: Sheet, x: float, y: float) -> None:
-            for edge, (a, b), bends in zip(edges, pairs, layout.bends, strict=True):
-                ends = (boxes[linked[a]], boxes[linked[b]])
-                _draw_edge(sheet, edge, _route(layout, a, b, ends[0][0], ends[1][0], bends), x, y)
+            for edge, line in zip(edges, flow.lines, strict=True):
+                _draw_edge(sheet, edge, line, x, y)
             for item, (cx, cy) in places.items():
                 w, h, body = boxes[item]
                 body(sheet, x + cx - w / 2, y + cy - h / 2)
@@ -147,10 +149,10 @@ class _Scene:
             left += span
 
 
-def _route(layout: Layout, a: int, b: int, wide_a: float, wide_b: float, bends: Sequence[Point]) -> list[Point]:
+def _route(layout: Layout, sizes: Sequence[Point], a: int, b: int, bends: Sequence[Point]) -> list[Point]:
     (ax, ay), (bx, by) = layout.nodes[a], layout.nodes[b]
     side = 1 if bx >= ax else -1
-    start, end = (ax + side * wide_a / 2, ay), (bx - side * wide_b / 2, by)
+    start, end = (ax + side * sizes[a][0] / 2, ay), (bx - side * sizes[b][0] / 2, by)
     return [start, *(p for p in bends if side * (p[0] - start[0]) > 4 and side * (end[0] - p[0]) > 4), end]
 
 

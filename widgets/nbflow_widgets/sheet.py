@@ -140,8 +140,10 @@ def cut(text: str, width: float, size: float = 12) -> str:
 
 
 def bezier(a: Point, b: Point, parts: int = 16) -> list[Point]:
-    """From `a` to `b`, leaving and arriving level."""
+    """From `a` to `b`, leaving and arriving level; level and upright lines are straight."""
     (x0, y0), (x1, y1) = a, b
+    if x0 == x1 or y0 == y1:
+        return [a, b]
     middle = (x0 + x1) / 2
     result = []
     for k in range(parts + 1):

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { isotonic, layered, ranks } from "../src/core/layered.ts";
+import { fold } from "../src/core/fold.ts";
+import { type Point, isotonic, layered, ranks } from "../src/core/layered.ts";
 import { type Box, Layouts, byDagre } from "../src/core/layout.ts";
 import type { GraphJson } from "../src/core/schema.ts";
 import { Tree } from "../src/core/scopes.ts";
@@ -109,4 +110,39 @@ test("what stands aside is right of the flow", () => {
   const aux = boxes.filter((box) => box.aux);
   assert.deepEqual(aux.map((box) => box.item.id), ["step", "gradients/"]);
   for (const box of aux) assert.ok(box.x > right);
+});
+
+/** A chain of `n` boxes with one line that skips from the third box to the last. */
+function chain(n: number): { sizes: { w: number; h: number }[]; edges: Pair[]; nodes: Point[]; lines: Point[][]; width: number; height: number } {
+  const sizes = Array.from({ length: n }, () => ({ w: 100, h: 40 }));
+  const edges: Pair[] = Array.from({ length: n - 1 }, (_, i) => [i, i + 1]);
+  edges.push([2, n - 1]);
+  const nodes = sizes.map((_, i) => ({ x: 50 + 140 * i, y: 20 }));
+  const lines = edges.map(([a, b]) => [{ x: nodes[a].x + 50, y: 20 }, { x: nodes[b].x - 50, y: 20 }]);
+  return { sizes, edges, nodes, lines, width: 140 * n - 40, height: 40 };
+}
+
+test("a long chain is folded into rows and its lines stay outside of boxes", () => {
+  const flow = chain(40);
+  const folded = fold(flow, flow.sizes, flow.edges);
+  assert.ok(folded.width < flow.width / 3 && folded.width / folded.height < 6, "not folded");
+  const overlaps = (p: Point, q: Point, box: Point): boolean =>
+    Math.max(p.x, q.x) > box.x - 49 && Math.min(p.x, q.x) < box.x + 49 && Math.max(p.y, q.y) > box.y - 19 && Math.min(p.y, q.y) < box.y + 19;
+  folded.lines.forEach((line, e) => {
+    const [from, to] = [folded.nodes[flow.edges[e][0]], folded.nodes[flow.edges[e][1]]];
+    assert.deepEqual(line[0], { x: from.x + 50, y: from.y });
+    assert.deepEqual(line.at(-1), { x: to.x - 50, y: to.y });
+    for (let k = 1; k < line.length; k++) {
+      assert.ok(line[k].x >= 0 && line[k].x <= folded.width, "a line leaves the picture");
+      for (const box of folded.nodes) assert.ok(!overlaps(line[k - 1], line[k], box), `line ${e} runs through a box`);
+    }
+  });
+});
+
+test("what fits, and what has one great box, is not folded", () => {
+  const short = chain(8);
+  assert.equal(fold(short, short.sizes, short.edges), short);
+  const flow = chain(40);
+  const sizes = flow.sizes.map((size, i) => (i === 20 ? { w: 3000, h: 40 } : size));
+  assert.equal(fold(flow, sizes, flow.edges), flow);
 });

@@ -5,6 +5,7 @@
  * graph, which no algorithm draws well. dagre for scopes of ordinary size, our own layout for the rest.
  */
 import dagre from "@dagrejs/dagre";
+import { fold } from "./fold.ts";
 import { type Layout, type Point, type Size, dummyCount, layered, ranks } from "./layered.ts";
 import type { Edge, Item, Tree } from "./scopes.ts";
 
@@ -107,17 +108,17 @@ function flow(items: Item[], edges: Edge[], sizes: Size[], place: Place, lines: 
   const alone = items.flatMap((item, i) => (touched.has(item) ? [] : [i]));
   const at = new Map(linked.map((i, k) => [items[i], k]));
   const pairs = edges.map((edge): [number, number] => [at.get(edge.from) as number, at.get(edge.to) as number]);
-  const layout = arrange(linked.map((i) => sizes[i]), pairs);
-  linked.forEach((i, k) => place(items[i], layout.nodes[k], sizes[i], false));
-  edges.forEach((edge, e) => {
-    const [a, b] = pairs[e];
-    lines.push({ edge, points: route(layout, a, b, sizes[linked[a]], sizes[linked[b]], layout.bends[e]) });
-  });
-  return rows(alone, items, sizes, layout, place);
+  const linkedSizes = linked.map((i) => sizes[i]);
+  const layout = arrange(linkedSizes, pairs);
+  const routes = pairs.map(([a, b], e) => route(layout, a, b, linkedSizes[a], linkedSizes[b], layout.bends[e]));
+  const folded = fold({ nodes: layout.nodes, lines: routes, width: layout.width, height: layout.height }, linkedSizes, pairs);
+  linked.forEach((i, k) => place(items[i], folded.nodes[k], sizes[i], false));
+  edges.forEach((edge, e) => lines.push({ edge, points: folded.lines[e] }));
+  return rows(alone, items, sizes, { w: folded.width, h: folded.height }, place);
 }
 
-function rows(alone: number[], items: Item[], sizes: Size[], above: Size | Layout, place: Place): Size {
-  const [width, height] = "w" in above ? [above.w, above.h] : [above.width, above.height];
+function rows(alone: number[], items: Item[], sizes: Size[], above: Size, place: Place): Size {
+  const { w: width, h: height } = above;
   if (alone.length === 0) return { w: width, h: height };
   const area = alone.reduce((sum, i) => sum + (sizes[i].w + GAPS.nodeGap) * (sizes[i].h + GAPS.nodeGap), 0);
   const limit = Math.max(width, 2 * Math.sqrt(area), ...alone.map((i) => sizes[i].w));

@@ -28,6 +28,8 @@ const OP_HEIGHT = 40;
 const MAX_WIDTH = 210;
 /** Below this scale, text is noise. */
 const TEXT_SCALE = 0.32;
+/** Below this one, boxes are dots: thousands of them are in view. */
+const DOT_SCALE = 0.12;
 
 /** How large a closed box must be for its two lines. */
 export function measureItem(context: CanvasRenderingContext2D, font: string, item: Item, note: string): Size {
@@ -102,6 +104,12 @@ function paintClosed(context: CanvasRenderingContext2D, box: Box, picture: Pictu
   const radius = transfer ? box.h / 2 : item.kind === "op" ? 5 : 8;
   const dim = picture.found.size > 0 && !picture.found.has(item);
   context.globalAlpha = dim ? 0.35 : 1;
+  if (camera.scale < DOT_SCALE) {
+    context.fillStyle = item === picture.selected ? theme.accent : mix(category.swatch.fill, theme.background, 0.7);
+    context.fillRect(box.x, box.y, box.w, box.h);
+    context.globalAlpha = 1;
+    return;
+  }
   for (const shift of item.kind === "series" ? [8, 4] : []) {
     context.beginPath();
     context.roundRect(box.x + shift, box.y - shift, box.w, box.h, radius);
@@ -267,9 +275,22 @@ function trace(context: CanvasRenderingContext2D, points: Point[]): void {
   context.moveTo(points[0].x, points[0].y);
   for (let i = 1; i < points.length; i++) {
     const [a, b] = [points[i - 1], points[i]];
+    const next = points[i + 1];
+    // Level and upright pieces meet in round corners: lines between rows.
+    if (a.x === b.x || a.y === b.y) {
+      const turns = next !== undefined && (a.x === b.x ? b.y === next.y : b.x === next.x);
+      if (!turns) context.lineTo(b.x, b.y);
+      else context.arcTo(b.x, b.y, next.x, next.y, Math.min(7, reach(a, b) / 2, reach(b, next) / 2));
+      continue;
+    }
     const bend = (b.x - a.x) / 2;
     context.bezierCurveTo(a.x + bend, a.y, b.x - bend, b.y, b.x, b.y);
   }
+}
+
+/** The length of a level or upright piece. */
+function reach(a: Point, b: Point): number {
+  return Math.abs(b.x - a.x) + Math.abs(b.y - a.y);
 }
 
 function arrow(context: CanvasRenderingContext2D, points: Point[], color: string, size: number): void {
