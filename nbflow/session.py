@@ -131,6 +131,7 @@ class Session:
         *,
         trace: bool = False,
         deadline_s: float | None = None,
+        number: int | None = None,
     ) -> tuple[dict[str, HostArray], list[Event]]:
         feeds: dict[str, dict[str, HostArray]] = {}
         for tensor, value in values.items():
@@ -138,8 +139,9 @@ class Session:
             if name in prepared.feed_tasks:
                 feeds.setdefault(prepared.feed_tasks[name], {})[name] = value
         with self._lock:
-            number = self._steps
-            self._steps += 1
+            if number is None:
+                number = self._steps
+                self._steps += 1
             pending = self._driver.start(
                 prepared.bundle_ids, number, feeds, trace=trace, deadline_s=deadline_s or self.deadline_s
             )
@@ -292,7 +294,8 @@ class Session:
         try:
             plan = self._build(nodes, {}, None)
             self._initialise(plan)
-            self._execute(plan, {})
+            # Step 0, whenever it is: what a variable starts with must not depend on how many steps ran before.
+            self._execute(plan, {}, number=0)
         finally:
             del self._initialising[-len(keys) :]
         self._initialised.update(keys)
