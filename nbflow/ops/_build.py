@@ -81,10 +81,13 @@ def as_tensor(value: Any) -> Tensor | None:
 
 def convert_all(values: Sequence[ArrayLike]) -> list[Tensor]:
     """Each value as a tensor; Python scalars take the dtype of the first value that is not one."""
-    like = next((t for v in values if (t := as_tensor(v)) is not None), None)
-    if like is None:
-        like = next((convert(v) for v in values if not is_scalar(v)), None)
-    return [convert(v, like=like) for v in values]
+    tensors = [as_tensor(v) for v in values]
+    beside = next((t for t in tensors if t is not None), None)  # whose graph the constants go to
+    for n, value in enumerate(values):
+        if tensors[n] is None and not is_scalar(value):
+            tensors[n] = convert(value, like=beside)
+    like = next((t for t in tensors if t is not None), None)
+    return [convert(v, like=like) if t is None else t for v, t in zip(values, tensors, strict=True)]
 
 
 def _leaves(value: Any) -> Iterator[Any]:

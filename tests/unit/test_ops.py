@@ -244,3 +244,12 @@ def test_erf_is_exact_to_six_units_in_the_last_place() -> None:
     assert np.max(np.abs(found - wanted) / np.spacing(np.maximum(np.abs(wanted), 1e-300))) <= 6
     special = evaluate(nf.erf(x), {x: [np.nan, np.inf, -np.inf, 0.0]})
     np.testing.assert_array_equal(special, [np.nan, 1, -1, 0])
+
+
+def test_arrays_beside_scalars_make_one_constant_each(graph: Graph) -> None:
+    made = nf.add(np.ones(2), 1)
+    assert made.dtype == np.float64
+    assert [n.op for n in graph.nodes.values()] == ["constant", "constant", "add"]
+    with Graph().as_default():
+        x = x32(2)
+    assert nf.maximum(x, np.zeros(2, "float32")).graph is x.graph
