@@ -71,12 +71,20 @@ def test_value_and_shape(case: Case) -> None:
         compare(case, outputs, Evaluator().run(outputs, feeds))
 
 
-@pytest.mark.parametrize("unknown", ["dims", "rank"])
-@every
+def with_unknowns(rows: list[Case]) -> pytest.MarkDecorator:
+    """Each row with unknown dimensions, and with unknown rank, where it works with them."""
+    pairs = []
+    for case, name in zip(rows, ids(rows), strict=True):
+        if case.dynamic and case.inputs:
+            pairs.append(pytest.param(case, "dims", id=f"{name}-dims"))
+            if case.unranked:
+                pairs.append(pytest.param(case, "rank", id=f"{name}-rank"))
+    return pytest.mark.parametrize(("case", "unknown"), pairs)
+
+
+@with_unknowns(ROWS)
 def test_unknown_shapes(case: Case, unknown: str) -> None:
     """With dimensions, or ranks, that are unknown until the run, values are the same and rules never contradict."""
-    if not case.dynamic or not case.inputs or (unknown == "rank" and not case.unranked):
-        pytest.skip("the row needs static shapes")
     with Graph().as_default(), np.errstate(all="ignore"):
         outputs, feeds = build(case, lambda a: (None,) * a.ndim if unknown == "dims" else None)
         compare(case, outputs, Evaluator().run(outputs, feeds))
@@ -91,12 +99,9 @@ def test_gradients(case: Case) -> None:
     check_gradients(case.build, *case.inputs, order=case.differentiable)
 
 
-@pytest.mark.parametrize("unknown", ["dims", "rank"])
-@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=ids(DIFFERENTIABLE))
+@with_unknowns(DIFFERENTIABLE)
 def test_gradients_with_unknown_shapes(case: Case, unknown: str) -> None:
     """First derivatives equal those with static shapes."""
-    if not case.dynamic or (unknown == "rank" and not case.unranked):
-        pytest.skip("the row needs static shapes")
     static = gradient_values(case, lambda a: a.shape)
     dynamic = gradient_values(case, lambda a: (None,) * a.ndim if unknown == "dims" else None)
     for mine, right in zip(dynamic, static, strict=True):
