@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -14,17 +13,12 @@ import nbformat
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from traitlets.config import Config
 
 from nbflow_kernel.progress import PROGRESS_KEY
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Without a terminal every progress line stays; one in five seconds reads well in a log.
 LOG_INTERVAL_S = 5.0
-
-
-# Sockets in a private folder instead of ports: no port to race for, and nothing for others to connect to.
-_CONFIG = Config() if os.name == "nt" else Config({"KernelManager": {"transport": "ipc"}})
 
 
 class CellError(Exception):
@@ -127,7 +121,6 @@ def run(
         kernel_name=kernel or document.metadata.get("kernelspec", {}).get("name", "nbflow"),
         resources={"metadata": {"path": str(notebook.resolve().parent)}},
         on_cell_start=started,
-        config=_CONFIG,
     )
     try:
         client.execute()
