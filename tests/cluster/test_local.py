@@ -121,6 +121,8 @@ def test_a_killed_worker_fails_the_step_and_is_named(cluster: Cluster) -> None:
     assert isinstance(error, WorkerLost)
     assert SECOND in str(error)
     assert "the-step" in str(error)
+    # Whoever saw the error finds a cluster that knows.
+    assert cluster.id != before
     event = events.get(timeout=5)
     assert isinstance(event, WorkerState)
     assert (event.worker, event.state) == (SECOND, "lost")

@@ -83,6 +83,7 @@ class Link:
 class GrpcTransport:
     """Implements `nbflow.transport.Transport` for a session that is open on the worker.
 
+    `on_lost` is called when the connection breaks, before anything that waits for the worker fails.
     `worker_host`: the worker's `host_id`; where it is also ours, large feeds and fetches take shared memory.
     `owns_session`: closing ends the session there (a worker's transports to its peers do not). `owns_link`: closing
     closes the link too.
@@ -97,17 +98,19 @@ class GrpcTransport:
         worker_host: str = "",
         owns_session: bool = True,
         owns_link: bool = False,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._info = info
         self._session = session
         self._owns_session = owns_session
         self._owns_link = owns_link
+        self._on_lost = on_lost
         self._registered: set[str] = set()
         self._events = Emitter()
         self._events_call: Any = None
         self._lock = threading.Lock()
-        self._steps = _StepPipe(link, session, info.task_name, worker_host)
+        self._steps = _StepPipe(link, session, info.task_name, worker_host, on_lost)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -223,7 +226,8 @@ class GrpcTransport:
                     self._events.emit(wire.decode_event(event))
         except grpc.RpcError as error:
             found = status.from_rpc(error, worker=self._info.task_name, doing="sending events")
-            problem = found.message
+            details = error.details() if isinstance(error, grpc.Call) else str(error)
+            problem = f"{self._info.task_name} ({self._link.address}) was lost ({details})"
             if not ready.done():
                 ready.set_exception(found)
         except NbflowError as error:
@@ -236,6 +240,7 @@ class GrpcTransport:
         if not ready.done():
             ready.set_exception(WorkerLost(problem, worker=self._info.task_name))
         elif not closed:
+            self._on_lost()
             # Listeners wait for more, such as the end of a loop: this is all that will come.
             self._events.emit(WorkerState(self._info.task_name, "lost", self._link.address, time.time(), problem))
 
@@ -250,10 +255,11 @@ def _blob_chunks(digest: str, value: HostArray) -> Iterator[pb.BlobChunk]:
 class _StepPipe:
     """The client's side of `Steps`. The stream is opened with the first command and lives as long as the session."""
 
-    def __init__(self, link: Link, session: str, task: str, worker_host: str) -> None:
+    def __init__(self, link: Link, session: str, task: str, worker_host: str, on_lost: Callable[[], None]) -> None:
         self._link = link
         self._session = session
         self._task = task
+        self._on_lost = on_lost
         self._lock = threading.Lock()
         self._out: SimpleQueue[Iterator[bytes] | None] = SimpleQueue()
         self._steps: dict[str, Future[StepResult]] = {}
@@ -367,6 +373,8 @@ class _StepPipe:
         return f"{self._task} ({self._link.address}) {what}" + (f", while running {running}" if running else "")
 
     def _end(self, reason: NbflowError) -> None:
+        if isinstance(reason, WorkerLost) and self.state != "closing":
+            self._on_lost()
         with self._lock:
             self.state = protocol.after(self.state, "broke")
             self._reason = reason

@@ -8,7 +8,6 @@ import logging
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +34,8 @@ HEARTBEAT_S = 1.0
 HEARTBEAT_TIMEOUT_S = 2.0
 # A round of heartbeats that took this much longer than its timeout says that this process was stalled, not the workers.
 OWN_STALL_S = 0.5
+# Between the end of a process's connections and its exit status.
+EXIT_WAIT_S = 0.3
 OPEN_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 _numbers = itertools.count(1)
@@ -122,8 +123,7 @@ class Cluster:
         for task, worker in self._workers.items():
             self._membership.join(task, worker.info.incarnation, now)
             self._membership.answered(task, worker.info.incarnation, now)
-        self._thread = threading.Thread(target=_watch, args=(weakref.ref(self), self._stop), daemon=True)
-        self._thread.name = f"nbflow-watch-{name}"
+        self._thread = threading.Thread(target=self._watch, name=f"nbflow-watch-{name}", daemon=True)
         self._thread.start()
         _open_clusters.add(self)
 
@@ -177,7 +177,9 @@ class Cluster:
             found = self._transports.get(key)
             if found is None or not found.usable or found.worker.incarnation != worker.info.incarnation:
                 host = worker.data.host_id
-                found = GrpcTransport(worker.link, worker.info, session, worker_host=host)
+                found = GrpcTransport(
+                    worker.link, worker.info, session, worker_host=host, on_lost=lambda: self._broke(worker)
+                )
                 self._transports[key] = found
             return found
 
@@ -318,6 +320,34 @@ class Cluster:
         for worker in workers:
             self._note(self._membership.leave(worker.info.task_name), worker)
 
+    def _watch(self) -> None:
+        """Heartbeats, until the cluster is closed."""
+        while not self._stop.wait(HEARTBEAT_S):
+            try:
+                self._look()
+            except Exception:
+                # A heartbeat that failed must not be the last one.
+                log.exception("a heartbeat failed")
+
+    def _broke(self, worker: _Worker) -> None:
+        """A connection broke: finds out at once whether the worker is gone, so that whoever sees the error, and runs
+        again, finds a cluster without it."""
+        if self._stop.is_set():
+            return
+        if worker.handle is not None:
+            # The kernel closes a dying process's sockets before it says that the process ended.
+            worker.handle.wait(EXIT_WAIT_S)
+            ended = worker.handle.exit_text()
+        else:
+            try:
+                worker.link.describe(timeout_s=HEARTBEAT_TIMEOUT_S)
+                ended = ""
+            except NbflowError as error:
+                ended = f"its connection broke ({error.message})"
+        if ended:
+            with self._lock:
+                self._note(self._membership.exited(worker.info.task_name, ended), worker)
+
     def _look(self) -> None:
         """One heartbeat: asks every worker how it is."""
         with self._lock:
@@ -325,7 +355,8 @@ class Cluster:
         for worker in workers:
             ended = worker.handle.exit_text() if worker.handle is not None else ""
             if ended:
-                self._note(self._membership.exited(worker.info.task_name, ended), worker)
+                with self._lock:
+                    self._note(self._membership.exited(worker.info.task_name, ended), worker)
         asked = [w for w in workers if w.handle is None or not w.handle.exit_text()]
         start = time.monotonic()
         if asked:
@@ -363,20 +394,6 @@ class Cluster:
             if change.new == "lost":
                 log.warning("%s (%s) is lost: %s", change.worker, address, change.detail)
             self._events.emit(WorkerState(change.worker, change.new, address, time.time(), change.detail))
-
-
-def _watch(cluster: weakref.ref[Cluster], stop: threading.Event) -> None:
-    """Heartbeats, until the cluster is closed, or nobody holds it any more."""
-    while not stop.wait(HEARTBEAT_S):
-        found = cluster()
-        if found is None:
-            return
-        try:
-            found._look()
-        except Exception:
-            # A heartbeat that failed must not be the last one.
-            log.exception("a heartbeat failed")
-        del found
 
 
 _open_clusters: set[Cluster] = set()

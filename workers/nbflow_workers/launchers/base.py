@@ -40,6 +40,10 @@ class Handle(Protocol):
         """How it ended, for people; empty while it runs."""
         ...
 
+    def wait(self, timeout_s: float) -> None:
+        """Waits for it to end, up to `timeout_s`."""
+        ...
+
     def logs(self, lines: int = 50) -> str:
         """The end of what it wrote."""
         ...
