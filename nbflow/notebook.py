@@ -18,13 +18,14 @@ def _load(name: str, what: str) -> Any:
     raise GraphError(f"{what} needs the notebook part of nbflow, which is not installed; run: pip install nbflow")
 
 
-def show(target: Any = None) -> Any:
+def show(target: Any = None) -> None:
     """Shows a graph, or what running the fetches `target` would run: each op, its device, and why it is there.
 
-    Without an argument: the current graph.
+    Without an argument: the current graph. Returns nothing, so that a cell that ends with it shows one view;
+    `nbflow_widgets.GraphView(nf.describe(target))` is the view as an object.
     """
     display = _load("show", "nf.show")
-    return display(describe(get_graph() if target is None else target))
+    display(describe(get_graph() if target is None else target))
 
 
 def load_ipython_extension(ipython: Any) -> None:

@@ -118,7 +118,10 @@ class Program:
         events: list[Event],
     ) -> dict[str, HostArray]:
         """Runs one step and returns the fetches as host arrays that nothing overwrites later."""
-        buffers = self._frames.pop() if self._frames else self._new_buffers()
+        try:
+            buffers = self._frames.pop()
+        except IndexError:  # the first run, or as many at once as never before
+            buffers = self._new_buffers()
         run = _Run(self._blank.copy(), buffers, token, state, rendezvous, send, events)
         token.check()
         self._feed(run, feeds)
