@@ -13,12 +13,17 @@ import nbformat
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
 
 from nbflow_kernel.progress import PROGRESS_KEY
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Without a terminal every progress line stays; one in five seconds reads well in a log.
 LOG_INTERVAL_S = 5.0
+
+
+# Where the kernel and the client can encrypt what passes between them, they do.
+_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
 
 
 class CellError(Exception):
@@ -35,7 +40,7 @@ class Console:
         self._said_s = -LOG_INTERVAL_S
 
     def line(self, text: str) -> None:
-        self._end()
+        self.end()
         print(text, file=self._stream, flush=True)
 
     def progress(self, text: str) -> None:
@@ -49,7 +54,8 @@ class Console:
             self._said_s = time.monotonic()
             self._last = ""
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Ends the progress line, if one is open."""
         if self._open:
             self._stream.write("\n")
         elif self._last:  # the last word on a progress line is worth a line of the log
@@ -121,6 +127,7 @@ def run(
         kernel_name=kernel or document.metadata.get("kernelspec", {}).get("name", "nbflow"),
         resources={"metadata": {"path": str(notebook.resolve().parent)}},
         on_cell_start=started,
+        config=_CONFIG,
     )
     try:
         client.execute()
@@ -134,7 +141,7 @@ def run(
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(document, output)
-    console.progress("")
+    console.end()
     return document
 
 
