@@ -19,9 +19,9 @@ from nbflow_kernel.table import Table
 VERBS = ("show", "gc", "reset")
 
 
-def show(graph: Graph | None = None) -> Any:
-    """Shows the graph view of `graph`, the default one unless told."""
-    return nbflow.show(graph or nbflow.get_graph())
+def show(graph: Graph) -> None:
+    """Shows the graph view of `graph`."""
+    nbflow.show(graph)
 
 
 def orphans(graph: Graph, namespace: dict[str, Any]) -> dict[str, list[str]]:
@@ -81,11 +81,12 @@ class GraphMagics(Family):
         arguments = _PARSER.parse_line(line)
         graph = nbflow.get_graph()
         if arguments.verb == "show":
-            return show(graph)
-        if arguments.verb == "reset":
+            show(graph)
+        elif arguments.verb == "reset":
             print(reset(graph))
-            return None
-        return gc(graph, self.shell.user_ns, delete=arguments.force)
+        else:
+            return gc(graph, self.shell.user_ns, delete=arguments.force)
+        return None
 
     @cell_magic("graph")  # type: ignore[arg-type]  # IPython types its decorators for use without arguments
     def graph_cell(self, line: str, body: str) -> None:
