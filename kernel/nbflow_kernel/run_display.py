@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from IPython import get_ipython
 from IPython.display import publish_display_data
-from nbflow_widgets import Bridge, CurvesView
 
 from nbflow.events import Event, Metric
 from nbflow_kernel import progress
 from nbflow_kernel.doors import is_static
+from nbflow_widgets import Bridge, CurvesView
 
 if TYPE_CHECKING:
     from nbflow.train import Run

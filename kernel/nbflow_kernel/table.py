@@ -33,7 +33,7 @@ class Table:
     def html(self) -> str:
         if not self.rows:
             return f"<p>{escape(self.caption)} {escape(self.empty)}</p>"
-        caption = f"<caption style="text-align:left">{escape(self.caption)}</caption>" if self.caption else ""
+        caption = f'<caption style="text-align:left">{escape(self.caption)}</caption>' if self.caption else ""
         head = _html_row("th", self.columns)
         body = "".join(_html_row("td", row) for row in self.rows)
         return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
