@@ -16,7 +16,7 @@ from nbflow.backends.available import supports
 from nbflow.compile import bundles_by_task, check_plan, compile_part
 from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
-from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError
+from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError, WorkerLost
 from nbflow.events import Emitter, Event
 from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.inprocess import InProcessCluster
@@ -96,6 +96,7 @@ class Session:
         self._homes: dict[str, DeviceSpec] = {}  # state key -> where it lives
         self._initialised: set[str] = set()
         self._initialising: list[str] = []
+        self._lost: dict[str, str] = {}  # state keys whose value went with a worker -> the worker
         self._steps = 0
         self._closed = False
 
@@ -279,10 +280,23 @@ class Session:
             if node.op == "variable":
                 key = _state_key(prepared.graph, node.name)
                 self._homes.setdefault(key, prepared.placement[node.name].device)
+        self._mourn(prepared)
         missing = [key for key in prepared.state if key not in self._initialised]
         if missing:
             self._run_initialisers(missing, prepared)
         self._register(prepared)
+
+    def _mourn(self, prepared: Prepared) -> None:
+        """Says once that values are gone. Trained weights must not turn into initial values without a word."""
+        gone = {key: self._lost.pop(key) for key in prepared.state if key in self._lost}
+        if gone:
+            names = ", ".join(sorted(key.rsplit(":", 1)[0] for key in gone)[:5])
+            workers = ", ".join(sorted(set(gone.values())))
+            raise WorkerLost(
+                f"the values of {len(gone)} variables ({names}{', …' if len(gone) > 5 else ''}) were lost with {workers}; "
+                "run again to start them anew",
+                worker=workers,
+            )
 
     def _run_initialisers(self, keys: Sequence[str], prepared: Prepared) -> None:
         circle = [k for k in keys if k in self._initialising]
@@ -315,7 +329,9 @@ class Session:
         gone = {task for task, incarnation in self._incarnations.items() if now.get(task) != incarnation}
         lost = {key for key, home in self._homes.items() if home.task_name in gone}
         for key in lost:
-            del self._homes[key]
+            home = self._homes.pop(key)
+            if key in self._initialised:
+                self._lost[key] = home.task_name
         self._initialised -= lost
         self._registered = {(task, b) for task, b in self._registered if task not in gone and task in now}
         self._incarnations = now

@@ -361,29 +361,35 @@ class Cluster:
         start = time.monotonic()
         if asked:
             with ThreadPoolExecutor(min(16, len(asked)), thread_name_prefix="nbflow-heartbeat") as pool:
-                list(pool.map(self._ask, asked))
+                answers = list(pool.map(self._ask, asked))
+        else:
+            answers = []
         with self._lock:
             now = time.monotonic()
+            # Only now: while one worker is waited for, the others, which have answered, must not grow silent.
+            for worker, running in zip(asked, answers, strict=True):
+                if running is not None:
+                    info = worker.info
+                    self._note(self._membership.answered(info.task_name, info.incarnation, now, busy=running), worker)
             if now - start > HEARTBEAT_TIMEOUT_S + OWN_STALL_S:
                 self._membership.excuse(now - start - HEARTBEAT_TIMEOUT_S)
             self._note(self._membership.tick(now))
 
-    def _ask(self, worker: _Worker) -> None:
+    def _ask(self, worker: _Worker) -> bool | None:
+        """Whether the worker runs steps; None when it does not answer."""
         start = time.monotonic()
         try:
             reply = worker.link.describe(timeout_s=HEARTBEAT_TIMEOUT_S)
         except NbflowError as error:
             log.debug("no answer from %s: %s", worker.info.task_name, error)
-            return
+            return None
         now = time.monotonic()
         with self._lock:
             worker.rtt_ms, worker.last = (now - start) * 1000, reply
             if reply.incarnation != worker.info.incarnation:
                 fresh = _Worker.from_reply(worker.link, reply, worker.handle)
                 worker.info, worker.data = fresh.info, fresh.data
-            busy = reply.running_steps > 0
-            changes = self._membership.answered(worker.info.task_name, reply.incarnation, now, busy=busy)
-            self._note(changes, worker)
+            return bool(reply.running_steps > 0)
 
     def _note(self, changes: Sequence[Change], worker: _Worker | None = None) -> None:
         for change in changes:

@@ -320,7 +320,7 @@ class Service:
             status.abort(context, problem)
 
 
-_ACTIONS: dict[str, LoopAction] = {"stop": "stop", "pause": "pause", "resume": "resume"}
+_ACTIONS: dict[str, LoopAction] = {"stop": "stop", "pause": "pause", "resume": "resume", "cancel": "cancel"}
 
 
 class _LateInbox:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ FRAME_BYTES = 8 * 2**20
 HIGH_WATER = 512
 # How long `send` waits for a peer that takes nothing before it counts as lost. Below the promise of 5 s.
 SEND_TIMEOUT_S = 4.0
+# How often a waiting `send` looks whether the peer has been given up meanwhile.
+LOOK_S = 0.1
 # A frozen peer is disconnected after this long, so that `send` notices.
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3500
 MAX_TENSOR_BYTES = 16 * 2**30
@@ -180,6 +183,7 @@ class _Link:
     lock: threading.Lock = field(default_factory=threading.Lock)
     socket: zmq.Socket[bytes] | None = None
     pool: shm.Pool | None = None
+    gone: bool = False  # the session goes on without this peer: a send that waits for it gives up
 
 
 class ZmqOutbox:
@@ -242,7 +246,7 @@ class ZmqOutbox:
         socket.curve_serverkey = link.endpoint.public_key
         socket.linger = 0
         socket.sndhwm = HIGH_WATER
-        socket.sndtimeo = int(SEND_TIMEOUT_S * 1000)
+        socket.sndtimeo = int(LOOK_S * 1000)
         # Only connections that stand take messages, so that a dead peer makes `send` wait, and then fail.
         socket.immediate = 1
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
@@ -256,19 +260,26 @@ class ZmqOutbox:
 
     def _send(self, link: _Link, task: str, parts: list[Any]) -> None:
         assert link.socket is not None
-        try:
-            link.socket.send_multipart(parts)
-        except zmq.Again:
-            raise WorkerLost(
-                f"{task} ({link.endpoint.address}) took no tensor for {SEND_TIMEOUT_S:g} s: it died, froze, or the "
-                "network between the workers is cut",
-                worker=task,
-            ) from None
-        except zmq.ZMQError as error:
-            raise WorkerLost(f"{task} ({link.endpoint.address}): {error.strerror}", worker=task) from None
+        start = time.monotonic()
+        while True:
+            try:
+                link.socket.send_multipart(parts)
+                return
+            except zmq.Again:  # of the first frame; the others of a message never wait
+                waited = time.monotonic() - start
+                if waited < SEND_TIMEOUT_S and not link.gone:
+                    continue
+                why = "took no tensor" if not link.gone else "left the session while a tensor waited for it"
+                raise WorkerLost(
+                    f"{task} ({link.endpoint.address}) {why} for {waited:.1f} s: it died, froze, or the network "
+                    "between the workers is cut",
+                    worker=task,
+                ) from None
+            except zmq.ZMQError as error:
+                raise WorkerLost(f"{task} ({link.endpoint.address}): {error.strerror}", worker=task) from None
 
     def close(self) -> None:
-        """Closes all links; waits for sends under way, which end within SEND_TIMEOUT_S."""
+        """Closes all links; sends under way end within LOOK_S."""
         with self._lock:
             self._closed = True
             links, self._links = self._links, {}
@@ -284,6 +295,7 @@ def _split(message: Any, value: HostArray) -> list[Any]:
 
 
 def _close(link: _Link) -> None:
+    link.gone = True
     with link.lock:
         if link.socket is not None:
             link.socket.close()
