@@ -23,6 +23,7 @@ from nbflow import op as ops
 from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import GraphError, NameInUseError, NbflowError
 from nbflow.op import Attrs
+from nbflow.operators import Operators
 from nbflow.spec import Shape, TensorSpec
 
 
@@ -104,23 +105,17 @@ class Node:
         return f"<Node {self.name} = {self.op}({', '.join(t.name for t in self.inputs)})>"
 
 
-# Filled by `nbflow.ops`: what Python's operators and the usual methods of a tensor build.
-TENSOR_METHODS: dict[str, Callable[..., Tensor]] = {}
-
-# Filled by `nbflow.codec`, which stands above: `encode` and `decode` of `to_proto` and `from_proto`.
-PROTO: dict[str, Any] = {}
+# Filled by `nbflow.codec`: how a graph becomes bytes and back.
+PROTO: dict[str, Callable[..., Any]] = {}
 
 
-class Tensor:
+class Tensor(Operators):
     """One output of a node: what will be computed, not a value. Hashes and compares by identity in dicts and sets.
 
     `==` builds an elementwise comparison, as in numpy; use `is` to ask whether two names mean one tensor.
     """
 
     __slots__ = ("index", "node", "spec")
-    # numpy must hand `array + tensor` over to us instead of looping over it.
-    __array_priority__ = 1000
-    __array_ufunc__ = None
 
     def __init__(self, node: Node, index: int, spec: TensorSpec) -> None:
         self.node = node
@@ -156,7 +151,8 @@ class Tensor:
     def __repr__(self) -> str:
         return f"<Tensor {self.name} {self.spec} from {self.node.where}>"
 
-    __hash__ = object.__hash__
+    def __pos__(self) -> Tensor:
+        return self
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -173,131 +169,6 @@ class Tensor:
         if not self.shape or self.shape[0] is None:
             raise TypeError(f"{self!r} has no known length")
         return self.shape[0]
-
-    def __add__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["add"](self, other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["add"](other, self)
-
-    def __sub__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["subtract"](self, other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["subtract"](other, self)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["multiply"](self, other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["multiply"](other, self)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["divide"](self, other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["divide"](other, self)
-
-    def __floordiv__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["floor_divide"](self, other)
-
-    def __rfloordiv__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["floor_divide"](other, self)
-
-    def __mod__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["remainder"](self, other)
-
-    def __rmod__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["remainder"](other, self)
-
-    def __pow__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["pow"](self, other)
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["pow"](other, self)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["matmul"](self, other)
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["matmul"](other, self)
-
-    def __neg__(self) -> Tensor:
-        return TENSOR_METHODS["negative"](self)
-
-    def __pos__(self) -> Tensor:
-        return self
-
-    def __abs__(self) -> Tensor:
-        return TENSOR_METHODS["abs"](self)
-
-    def __invert__(self) -> Tensor:
-        return TENSOR_METHODS["bitwise_invert"](self)
-
-    def __and__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["bitwise_and"](self, other)
-
-    def __rand__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["bitwise_and"](other, self)
-
-    def __or__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["bitwise_or"](self, other)
-
-    def __ror__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["bitwise_or"](other, self)
-
-    def __xor__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["bitwise_xor"](self, other)
-
-    def __rxor__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["bitwise_xor"](other, self)
-
-    def __lt__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["less"](self, other)
-
-    def __le__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["less_equal"](self, other)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["greater"](self, other)
-
-    def __ge__(self, other: Any) -> Tensor:
-        return TENSOR_METHODS["greater_equal"](self, other)
-
-    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]  # numpy's meaning, not object's
-        return TENSOR_METHODS["equal"](self, other)
-
-    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]  # numpy's meaning, not object's
-        return TENSOR_METHODS["not_equal"](self, other)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return TENSOR_METHODS["getitem"](self, key)
-
-    def sum(self, axis: Any = None, *, keepdims: bool = False, dtype: Any = None) -> Tensor:
-        return TENSOR_METHODS["sum"](self, axis=axis, keepdims=keepdims, dtype=dtype)
-
-    def mean(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
-        return TENSOR_METHODS["mean"](self, axis=axis, keepdims=keepdims)
-
-    def max(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
-        return TENSOR_METHODS["max"](self, axis=axis, keepdims=keepdims)
-
-    def min(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
-        return TENSOR_METHODS["min"](self, axis=axis, keepdims=keepdims)
-
-    def argmax(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
-        return TENSOR_METHODS["argmax"](self, axis=axis, keepdims=keepdims)
-
-    def reshape(self, *shape: Any) -> Tensor:
-        dims = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        return TENSOR_METHODS["reshape"](self, dims)
-
-    def astype(self, dtype: Any) -> Tensor:
-        return TENSOR_METHODS["astype"](self, dtype)
-
-    @property
-    def T(self) -> Tensor:  # noqa: N802  # the array API's name
-        return TENSOR_METHODS["matrix_transpose"](self)
 
 
 class ToTensor(Protocol):

@@ -291,9 +291,10 @@ class Session:
         gone = {key: self._lost.pop(key) for key in prepared.state if key in self._lost}
         if gone:
             names = ", ".join(sorted(key.rsplit(":", 1)[0] for key in gone)[:5])
+            more = ", …" if len(gone) > 5 else ""
             workers = ", ".join(sorted(set(gone.values())))
             raise WorkerLost(
-                f"the values of {len(gone)} variables ({names}{', …' if len(gone) > 5 else ''}) were lost with {workers}; "
+                f"the values of {len(gone)} variables ({names}{more}) were lost with {workers}; "
                 "run again to start them anew",
                 worker=workers,
             )

@@ -13,160 +13,14 @@ import numpy as np
 
 from nbflow.errors import DTypeError, GraphError
 from nbflow.graph import Graph, Node, Tensor, ancestors, as_node, get_graph
+from nbflow.operators import Operators
 from nbflow.ops import astype
 from nbflow.ops._build import ArrayLike, as_tensor, convert
 from nbflow.ops.state import checked_shape, variable_attrs
 from nbflow.spec import DTypeLike, as_dtype, format_shape
 
 
-class _TensorOperators:
-    """Python's operators and the usual methods, on the tensor that `to_tensor()` gives."""
-
-    __slots__ = ()
-    # numpy must hand `array + variable` over to us instead of looping over it.
-    __array_priority__ = 1000
-    __array_ufunc__ = None
-
-    def to_tensor(self) -> Tensor:
-        raise NotImplementedError
-
-    __hash__ = object.__hash__
-
-    def __add__(self, other: Any) -> Tensor:
-        return self.to_tensor().__add__(other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return self.to_tensor().__radd__(other)
-
-    def __sub__(self, other: Any) -> Tensor:
-        return self.to_tensor().__sub__(other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rsub__(other)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return self.to_tensor().__mul__(other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rmul__(other)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return self.to_tensor().__truediv__(other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rtruediv__(other)
-
-    def __floordiv__(self, other: Any) -> Tensor:
-        return self.to_tensor().__floordiv__(other)
-
-    def __rfloordiv__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rfloordiv__(other)
-
-    def __mod__(self, other: Any) -> Tensor:
-        return self.to_tensor().__mod__(other)
-
-    def __rmod__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rmod__(other)
-
-    def __pow__(self, other: Any) -> Tensor:
-        return self.to_tensor().__pow__(other)
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rpow__(other)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return self.to_tensor().__matmul__(other)
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rmatmul__(other)
-
-    def __and__(self, other: Any) -> Tensor:
-        return self.to_tensor().__and__(other)
-
-    def __rand__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rand__(other)
-
-    def __or__(self, other: Any) -> Tensor:
-        return self.to_tensor().__or__(other)
-
-    def __ror__(self, other: Any) -> Tensor:
-        return self.to_tensor().__ror__(other)
-
-    def __xor__(self, other: Any) -> Tensor:
-        return self.to_tensor().__xor__(other)
-
-    def __rxor__(self, other: Any) -> Tensor:
-        return self.to_tensor().__rxor__(other)
-
-    def __neg__(self) -> Tensor:
-        return -self.to_tensor()
-
-    def __pos__(self) -> Tensor:
-        return +self.to_tensor()
-
-    def __invert__(self) -> Tensor:
-        return ~self.to_tensor()
-
-    def __abs__(self) -> Tensor:
-        return abs(self.to_tensor())
-
-    def __lt__(self, other: Any) -> Tensor:
-        return self.to_tensor().__lt__(other)
-
-    def __le__(self, other: Any) -> Tensor:
-        return self.to_tensor().__le__(other)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return self.to_tensor().__gt__(other)
-
-    def __ge__(self, other: Any) -> Tensor:
-        return self.to_tensor().__ge__(other)
-
-    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]  # numpy's meaning, not object's
-        return self.to_tensor().__eq__(other)
-
-    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]  # numpy's meaning, not object's
-        return self.to_tensor().__ne__(other)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return self.to_tensor()[key]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.to_tensor())
-
-    def __len__(self) -> int:
-        return len(self.to_tensor())
-
-    def __bool__(self) -> bool:
-        return bool(self.to_tensor())
-
-    def sum(self, axis: Any = None, *, keepdims: bool = False, dtype: Any = None) -> Tensor:
-        return self.to_tensor().sum(axis, keepdims=keepdims, dtype=dtype)
-
-    def mean(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
-        return self.to_tensor().mean(axis, keepdims=keepdims)
-
-    def max(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
-        return self.to_tensor().max(axis, keepdims=keepdims)
-
-    def min(self, axis: Any = None, *, keepdims: bool = False) -> Tensor:
-        return self.to_tensor().min(axis, keepdims=keepdims)
-
-    def argmax(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
-        return self.to_tensor().argmax(axis, keepdims=keepdims)
-
-    def reshape(self, *shape: Any) -> Tensor:
-        return self.to_tensor().reshape(*shape)
-
-    def astype(self, dtype: Any) -> Tensor:
-        return self.to_tensor().astype(dtype)
-
-    @property
-    def T(self) -> Tensor:  # noqa: N802  # the array API's name
-        return self.to_tensor().T
-
-
-class Variable(_TensorOperators):
+class Variable(Operators):
     """A tensor that keeps its value.
 
     - `initial`: tensor, array or number; its shape must be static. A Python number or list of numbers becomes float32
@@ -217,6 +71,18 @@ class Variable(_TensorOperators):
     def to_tensor(self) -> Tensor:
         """The variable's value at the start of the step, in so far as nothing in the step changes it before."""
         return self._read
+
+    def __pos__(self) -> Tensor:
+        return self._read
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __bool__(self) -> bool:
+        return bool(self._read)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ Importing this package registers every op.
 
 from __future__ import annotations
 
-from nbflow.graph import TENSOR_METHODS
+from nbflow.operators import TENSOR_METHODS
 from nbflow.ops import conv as conv
 from nbflow.ops import data as data
 from nbflow.ops import nn as nn

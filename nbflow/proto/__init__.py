@@ -1,1 +1,1 @@
-"""Messages of `wire.proto`: graphs, plans, commands and events as protobuf. `scripts/generate-protos` makes `wire_pb2`."""
+"""Messages of `wire.proto`: graphs, plans, commands, events. `scripts/generate-protos` makes `wire_pb2`."""

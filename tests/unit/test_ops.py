@@ -10,7 +10,8 @@ import pytest
 
 import nbflow as nf
 from nbflow.errors import DTypeError, GraphError, NbflowError, OpError, ShapeError
-from nbflow.graph import TENSOR_METHODS, Graph, Tensor
+from nbflow.graph import Graph, Tensor
+from nbflow.operators import TENSOR_METHODS
 from nbflow.ops.shape import unbroadcast
 from nbflow.testing import evaluate
 
