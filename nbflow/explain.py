@@ -1,4 +1,5 @@
-"""The graph for people: as JSON for the graph view (schema in docs/architecture.md), and placement as a table."""
+"""What was made, for people: the graph as JSON for the graph view (schema in docs/architecture.md), placement as a
+table, a plan as a listing."""
 
 from __future__ import annotations
 
@@ -11,10 +12,14 @@ import numpy as np
 from nbflow.errors import NbflowError
 from nbflow.graph import Graph, Node, topological
 from nbflow.placement import Placed
+from nbflow.plan import Instruction, Plan
+from nbflow.spec import TensorSpec
 
 SCHEMA = "nbflow.graph.v1"
 # An attribute is shown up to this many characters; constants may be megabytes.
 ATTR_CHARS = 80
+# The attributes of one line of a listing: enough to tell two ops apart.
+LINE_CHARS = 48
 
 
 def graph_json(graph: Graph, placement: Mapping[str, Placed] | None = None) -> dict[str, Any]:
@@ -101,3 +106,54 @@ def placement_table(graph: Graph, placement: Mapping[str, Placed]) -> PlacementT
             if (p := placement.get(n.name)) is not None
         ]
     )
+
+
+def explain_plan(plan: Plan) -> str:
+    """The program of one device as text: one line an instruction, in the order in which they run.
+
+    `s4` is slot 4, `b0` is buffer 0, `frees` are the slots that nobody reads afterwards.
+    """
+    lines = [_heading(plan)]
+    lines += [f"  feed   s{f.slot} = {f.name}  {f.spec}" for f in plan.feeds]
+    lines += [f"  const  s{c.slot} = {_short(c.value)}" for c in plan.constants]
+    rows = [(str(n), _call(i), _effects(i), i.node) for n, i in enumerate(plan.instructions)]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines += [f"  {n:>{widths[0]}}  {call:<{widths[1]}}  {what:<{widths[2]}}  # {node}" for n, call, what, node in rows]
+    lines += [f"  fetch  {f.name} = s{f.slot}{' (copied)' if f.copy else ''}" for f in plan.fetches]
+    return "\n".join(lines)
+
+
+def _heading(plan: Plan) -> str:
+    parts = [f"{len(plan.instructions)} instructions", f"{plan.slots} slots"]
+    if plan.buffers:
+        total = sum(b.nbytes or 0 for b in plan.buffers)
+        parts.append(f"buffers of {total:,} bytes: " + _buffers(plan.buffers))
+    return f"{plan.device}: " + ", ".join(parts)
+
+
+def _buffers(buffers: Sequence[TensorSpec]) -> str:
+    shown = [f"b{n} {b}" for n, b in enumerate(buffers[:6])]
+    return ", ".join(shown) + (", …" if len(buffers) > 6 else "")
+
+
+def _call(instruction: Instruction) -> str:
+    inputs = ", ".join(f"s{i}" for i in instruction.inputs)
+    if instruction.op == "send":
+        return f"send {inputs or 'a token'} to {instruction.attrs['destination']}"
+    outputs = ", ".join(f"s{o}" for o in instruction.outputs)
+    if instruction.op == "recv":
+        return f"{outputs} = recv from {instruction.attrs['source']}"
+    attrs = ", ".join(f"{k}={_short(v)}" for k, v in sorted(instruction.attrs.items()))
+    if len(attrs) > LINE_CHARS:
+        attrs = attrs[: LINE_CHARS - 1] + "…"
+    call = f"{instruction.op}({', '.join(part for part in (inputs, attrs) if part)})"
+    return f"{outputs} = {call}" if outputs else call
+
+
+def _effects(instruction: Instruction) -> str:
+    parts = []
+    if instruction.buffer >= 0:
+        parts.append(f"in b{instruction.buffer}")
+    if instruction.frees:
+        parts.append("frees " + " ".join(f"s{slot}" for slot in instruction.frees))
+    return "; ".join(parts)
