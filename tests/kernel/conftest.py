@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from nbflow_kernel.progress import PROGRESS_KEY
+
 DEADLINE_S = 60.0
 
 
@@ -103,6 +105,12 @@ class Frontend:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
         self.manager.cleanup_resources()
+
+
+def is_progress(message: dict[str, Any]) -> bool:
+    """Whether a training run says that it has made steps."""
+    content = message["content"]
+    return PROGRESS_KEY in (content.get("transient") or {}) and "steps/s" in content["data"]["text/plain"]
 
 
 @pytest.fixture

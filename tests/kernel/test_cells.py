@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.conftest import Frontend
+from tests.kernel.conftest import Frontend, is_progress
 
 pytestmark = pytest.mark.kernel
 
@@ -122,10 +122,11 @@ def test_without_cell_ids(kernel: Frontend) -> None:
 def test_an_interrupt_leaves_the_session_usable(kernel: Frontend) -> None:
     run_all(kernel)
     request = kernel.start("run = nf.train.run(step, steps=10_000_000, metrics={'loss': loss}, every=1)", "train")
-    kernel.finish(request, until=lambda m: "steps/s" in str(m["content"].get("data", "")))
+    kernel.finish(request, until=is_progress)
     kernel.manager.interrupt_kernel()
     answer = kernel.finish(request)
     assert answer.error == "KeyboardInterrupt"
+    assert value(kernel, "nf.train.run is not None and run.status") == "done"  # the last run that returned
     assert value(kernel, "nf.run(loss).shape") == ()
     assert not kernel.run(TRAIN, "train").error
 

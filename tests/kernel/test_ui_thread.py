@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.conftest import Answer, Frontend
+from tests.kernel.conftest import Answer, Frontend, is_progress
 
 pytestmark = pytest.mark.kernel
 
@@ -83,7 +83,7 @@ def test_stop_ends_a_busy_training(kernel: Frontend) -> None:
 
     def running(message: dict[str, Any]) -> bool:
         seen.append(message)
-        return "steps/s" in str(message["content"].get("data", ""))
+        return is_progress(message)
 
     assert not kernel.finish(request, until=running).reply
     widget = "application/vnd.jupyter.widget-view+json"
