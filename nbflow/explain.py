@@ -24,7 +24,8 @@ LINE_CHARS = 48
 
 def graph_json(graph: Graph, placement: Mapping[str, Placed] | None = None) -> dict[str, Any]:
     """The graph as plain JSON values."""
-    nodes = [*graph.nodes.values(), *(n for n in (graph.pending or {}).values() if n.name not in graph.nodes)]
+    # As the running cell sees it: without what it is about to replace.
+    nodes = [*(n for n in graph.nodes.values() if graph.find(n.name) is n), *(graph.pending or {}).values()]
     return {"schema": SCHEMA, "nodes": [_node_json(n, (placement or {}).get(n.name)) for n in topological(nodes)]}
 
 

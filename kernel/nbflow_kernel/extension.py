@@ -7,11 +7,13 @@ succeeds, rolled back when it raises. An interrupt commits: it stops the work, a
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import nbflow
 from nbflow import owner as owners
+from nbflow.current import describe
 from nbflow.graph import Graph, Node
 from nbflow.owner import Change, Owner, Transaction
 from nbflow_kernel import cell, doors, tracebacks
@@ -29,6 +31,7 @@ class CellHooks:
         self.last_change: Change | None = None
         self._identities = cell.Identities()
         self._open: Transaction | None = None
+        self._thread = 0
         self._depth = 0
         self._before_names: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
@@ -36,7 +39,11 @@ class CellHooks:
     # --- IPython's events ------------------------------------------------------------------------------------------
 
     def pre_run_cell(self, info: Any) -> None:
-        """Opens the transaction. A cell run by a cell (`%run`, magics) belongs to the outer one."""
+        """Opens the transaction. A cell run by a cell (`%run`, magics) belongs to the outer one, and so does one that a
+        front end runs on another thread (a subshell) meanwhile."""
+        if self._depth > 0 and self._thread != threading.get_ident():
+            return
+        self._thread = threading.get_ident()
         self._depth += 1
         if self._depth > 1:
             return
@@ -53,8 +60,8 @@ class CellHooks:
 
     def post_run_cell(self, result: Any) -> None:
         """Commits or rolls back. `result` is None when an interrupt ended a cell that awaited."""
-        if self._depth == 0:  # an empty cell: announced at its end only
-            return
+        if self._depth == 0 or self._thread != threading.get_ident():
+            return  # an empty cell is announced at its end only
         self._depth -= 1
         if self._depth > 0 or self._open is None:
             return
@@ -136,6 +143,8 @@ class Extension:
         for magics in self._magics:
             shell.register_magics(magics)
             magics.load()
+        if shell.display_formatter is not None:
+            shell.display_formatter.mimebundle_formatter.for_type(Graph, _graph_bundle)
         tracebacks.load(shell, doors.acknowledged)
 
     def unload(self) -> None:
@@ -145,7 +154,18 @@ class Extension:
         shell.input_transformers_cleanup.remove(cell.without_header)
         for magics in self._magics:
             magics.unload()
+        if shell.display_formatter is not None:
+            shell.display_formatter.mimebundle_formatter.pop(Graph, None)
         tracebacks.unload(shell)
+
+
+def _graph_bundle(graph: Graph, include: Any = None, exclude: Any = None) -> Any:
+    """What a cell that ends with a graph shows: the graph view."""
+    # The widgets take a while to import, and a kernel that only computes needs none.
+    from nbflow_widgets import GraphView
+
+    view = GraphView(describe(graph))
+    return view.static_bundle() if doors.is_static() else view._repr_mimebundle_()
 
 
 _loaded: WeakKeyDictionary[Any, Extension] = WeakKeyDictionary()

@@ -63,6 +63,12 @@ def _needed(fetches: Sequence[Tensor | Node], fed: Mapping[tuple[str, int], Tens
     while todo:
         node = todo.pop()
         if node.name in found:
+            if found[node.name] is not node:
+                raise GraphError(
+                    f"what is fetched needs {node.name!r} twice: as the running cell made it, and as it was before; "
+                    "fetch it in another cell, after this one",
+                    where=node.where,
+                )
             continue
         found[node.name] = node
         todo.extend(t.node for t in node.inputs if (t.node.name, t.index) not in fed)

@@ -33,11 +33,15 @@ STOP_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """One loop of a run and the task that leads it. `weight`: how many global steps one of its steps counts for."""
+    """One loop of a run and the task that leads it.
+
+    `weight`: how many global steps one of its steps counts for. `plans` keeps what it runs registered.
+    """
 
     loop: Loop
     leader: str
     weight: int
+    plans: tuple[Prepared, Prepared]
 
 
 class Run:
@@ -134,6 +138,13 @@ class Run:
         """Cancels the steps in flight on every worker and waits until the loops have ended."""
         self._control("cancel")
         self._done.wait(STOP_S)
+
+    def _how_it_ended(self) -> str:
+        """For people, after an interrupt."""
+        tasks = ", ".join(sorted({task for m in self._members for task in m.loop.step}))
+        if not self._done.is_set():
+            return f"no word within {STOP_S:g} s that it was cancelled, from {tasks}"
+        return f"cancelled on {tasks}; {self.status} at step {self.step} of {self.steps}"
 
     # --- what arrives ----------------------------------------------------------------------------------------------
 
@@ -246,8 +257,9 @@ def run(
         return made
     try:
         made._done.wait()
-    except BaseException:
+    except BaseException as error:
         made._interrupt()
+        error.add_note(made._how_it_ended())
         raise
     finally:
         if display is not None:
@@ -330,4 +342,4 @@ def _member(plain: Prepared, report: Prepared, names: Sequence[str], loop: Loop,
     leader = tasks[min(index, len(tasks) - 1)] if tasks else next(iter(plain.bundles))
     if leader not in plain.bundles:
         leader = next(iter(plain.bundles))
-    return _Member(replace(loop, metrics=metrics), leader, replicas)
+    return _Member(replace(loop, metrics=metrics), leader, replicas, (plain, report))

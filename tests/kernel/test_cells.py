@@ -126,6 +126,7 @@ def test_an_interrupt_leaves_the_session_usable(kernel: Frontend) -> None:
     kernel.manager.interrupt_kernel()
     answer = kernel.finish(request)
     assert answer.error == "KeyboardInterrupt"
+    assert "cancelled on /job:local/task:0; stopped at step" in answer.text
     assert value(kernel, "nf.train.run is not None and run.status") == "done"  # the last run that returned
     assert value(kernel, "nf.run(loss).shape") == ()
     assert not kernel.run(TRAIN, "train").error

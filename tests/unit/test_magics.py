@@ -143,6 +143,21 @@ def test_a_bad_header_explains_itself(run: Run) -> None:
     assert "usage: %%graph" in answer.text
 
 
+def test_cells_of_other_threads_belong_to_the_running_one(run: Run, graph: Graph, shell: InteractiveShell) -> None:
+    def subshell() -> None:
+        hooks = extension.loaded(shell).cells
+        hooks.pre_run_cell(None)
+        hooks.post_run_cell(None)
+
+    shell.user_ns["subshell"] = subshell
+    answer = run(
+        "import threading\nt = threading.Thread(target=subshell); t.start(); t.join()\nx = nf.constant(1.0, name='x')",
+        "c1",
+    )
+    assert answer.text == "graph: +1 op\n"
+    assert graph.nodes["x"].owner.id == "cell:c1"
+
+
 # --- magics ----------------------------------------------------------------------------------------------------------
 
 
@@ -233,3 +248,10 @@ def test_errors_are_short_and_complete(run: Run) -> None:
 def test_other_errors_look_as_ever(run: Run) -> None:
     assert "ZeroDivisionError" in run("1 / 0").text
     assert "KeyboardInterrupt" in run("raise KeyboardInterrupt").text
+
+
+def test_a_graph_shows_itself(run: Run, shell: InteractiveShell, graph: Graph) -> None:
+    run("x = nf.constant(1.0, name='x')", "c1")
+    data, _ = shell.display_formatter.format(graph)
+    assert {"image/png", "text/plain"} <= set(data)
+    assert data["text/plain"].startswith("1 op")

@@ -403,3 +403,18 @@ def test_large_arrays_are_compared_whole(graph: Graph) -> None:
     run(graph, 1, cell(2500))
     assert run(graph, 1, cell(2501)).changed == ("a",)
     assert run(graph, 1, cell(2501)).is_empty
+
+
+def test_old_and_new_are_not_mixed_in_one_run(graph: Graph) -> None:
+    names: dict[str, Any] = {}
+    run(graph, 1, lambda n: n.update(a=nf.constant(1.0, name="a")), names)
+    run(graph, 2, lambda n: n.update(b=nf.identity(n["a"], name="b")), names)
+
+    def cell(n: dict[str, Any]) -> None:
+        n["a"] = nf.constant(2.0, name="a")
+        with pytest.raises(GraphError, match="as the running cell made it, and as it was before"):
+            nf.run([n["a"], n["b"]])
+        assert nf.run(n["a"]) == 2.0
+
+    run(graph, 1, cell, names)
+    assert [float(v) for v in nf.run([names["a"], names["b"]])] == [2.0, 2.0]
