@@ -156,6 +156,11 @@ class Executor:
     def drop_state(self, keys: Sequence[str], *, timeout_s: float = 10.0) -> None:
         self.state.drop(keys)
 
+    def unregister(self, bundles: Sequence[str], *, timeout_s: float = 10.0) -> None:
+        with self._lock:
+            for bundle in bundles:
+                self._programs.pop(bundle, None)
+
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
         transports = {task: self._peer(task) for task in loop.step}
         control = LoopControl()

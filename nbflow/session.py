@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import uuid
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -46,11 +48,12 @@ class FetchSource:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Prepared:
     """A run ready to start: registered bundles, and where feeds go and fetches come from.
 
-    `keep` holds the user's nodes, so that the identities in the cache's key stay theirs.
+    `keep` holds the user's nodes, so that the identities in the cache's key stay theirs. The workers keep the bundles
+    for as long as somebody keeps this.
     """
 
     bundles: Mapping[str, Bundle]
@@ -92,6 +95,7 @@ class Session:
         self._driver = Driver({}, f"run-{self.id[:8]}")
         self._incarnations: dict[str, str] = {}
         self._registered: set[tuple[str, str]] = set()
+        self._garbage: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (task, bundle) that nobody will run again
         self._cache: OrderedDict[Any, Prepared] = OrderedDict()
         self._homes: dict[str, DeviceSpec] = {}  # state key -> where it lives
         self._initialised: set[str] = set()
@@ -269,10 +273,27 @@ class Session:
         return {name: self._homes[key] for name, key in keys.items() if key in self._homes}
 
     def _register(self, prepared: Prepared) -> None:
+        self._sweep()
         for task, bundle in prepared.bundles.items():
             if (task, bundle.id) not in self._registered:
                 self._transports[task].register(bundle)
                 self._registered.add((task, bundle.id))
+                # A finaliser may run in any thread, at any time: it only takes note.
+                weakref.finalize(prepared, self._garbage.put, (task, bundle.id)).atexit = False
+
+    def _sweep(self) -> None:
+        """Frees the bundles of runs that were forgotten, on their workers."""
+        found: dict[str, list[str]] = {}
+        while not self._garbage.empty():
+            task, bundle = self._garbage.get_nowait()
+            if (task, bundle) in self._registered:
+                self._registered.discard((task, bundle))
+                found.setdefault(task, []).append(bundle)
+        for task, bundles in found.items():
+            try:
+                self._transports[task].unregister(bundles)
+            except NbflowError:
+                continue  # a worker that cannot be reached has nothing to free
 
     def _initialise(self, prepared: Prepared) -> None:
         """Runs the initialisers of variables that have no value yet, those they depend on first."""

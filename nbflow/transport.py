@@ -137,6 +137,10 @@ class Transport(Protocol):
         """Frees the state under `keys`."""
         ...
 
+    def unregister(self, bundles: Sequence[str], *, timeout_s: float = 10.0) -> None:
+        """Frees bundles and the constants that no other needs. Unknown ones are ignored."""
+        ...
+
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
         """Makes this worker the leader of a loop. Its Metric and RunState events come to the listeners."""
         ...

@@ -41,7 +41,7 @@ class _Member:
     loop: Loop
     leader: str
     weight: int
-    plans: tuple[Prepared, Prepared]
+    plans: tuple[Prepared, ...]
 
 
 class Run:
@@ -206,6 +206,7 @@ class Run:
 
     def _end(self, status: str, detail: str) -> None:
         self._say(status, detail)
+        self._members = [replace(m, plans=()) for m in self._members]  # the workers may free them
         self._done.set()
         for remove in self._removers:
             remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import nbflow as nf
 from nbflow import errors
 from nbflow.graph import Graph
 from nbflow.inprocess import InProcessCluster
-from nbflow.session import Session
+from nbflow.session import CACHED, Session
 
 
 @pytest.fixture(params=[(0, 0), (2, 1)], ids=["one task", "2 workers and a ps"])
@@ -160,6 +161,16 @@ def test_preparing_is_cached_until_something_changes(session: Session) -> None:
     nf.constant(1.0)  # more nodes do not touch what is prepared
     session.run(y, {x: [1.0]})
     assert session.last is first
+
+
+def test_plans_that_nobody_runs_again_are_freed(session: Session) -> None:
+    x = nf.constant([1.0])
+    for number in range(CACHED + 50):
+        session.run(x + float(number))
+    gc.collect()
+    session.run(x)  # frees on the way
+    for transport in session.transports.values():
+        assert len(transport._programs) <= CACHED + 2  # type: ignore[attr-defined]  # in-process: an Executor
 
 
 def test_nothing_is_left_in_flight(session: Session) -> None:

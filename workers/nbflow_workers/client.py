@@ -157,6 +157,12 @@ class GrpcTransport:
     def drop_state(self, keys: Sequence[str], *, timeout_s: float = 10.0) -> None:
         self._call("DropState", pb.DropStateRequest(keys=keys), timeout_s=timeout_s, doing="freeing state")
 
+    def unregister(self, bundles: Sequence[str], *, timeout_s: float = 10.0) -> None:
+        with self._lock:
+            self._registered.difference_update(bundles)
+        request = pb.UnregisterRequest(bundles=bundles)
+        self._call("Unregister", request, timeout_s=timeout_s, doing="freeing plans")
+
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
         request = pb.StartLoopRequest(loop=wire.encode_loop(loop))
         self._call("StartLoop", request, timeout_s=timeout_s, doing="starting a loop")

@@ -50,6 +50,7 @@ METHODS = {
         Method("StartLoop", pb.StartLoopRequest, pb.Empty),
         Method("ControlLoop", pb.ControlLoopRequest, pb.Empty),
         Method("DropState", pb.DropStateRequest, pb.Empty),
+        Method("Unregister", pb.UnregisterRequest, pb.Empty),
         Method("Events", pb.Empty, pb.EventReply, reply_stream=True),
         Method("Shutdown", pb.Empty, pb.Empty),
     )

@@ -231,7 +231,7 @@ class Service:
             raise Rejected("something else than a bundle was sent to be registered")
         wanted = dict(wire.blobs_of(envelope))
         # Noted first: from now on another session's end does not free them.
-        session.blobs.update(wanted)
+        session.blobs[envelope.bundle.id] = frozenset(wanted)
         missing = [digest for digest in wanted if self._blobs.find(digest) is None]
         if missing:
             return pb.RegisterReply(missing=missing)
@@ -247,7 +247,7 @@ class Service:
         for chunk in request:
             if not digest:
                 digest = chunk.digest
-                if chunk.nbytes > MAX_BLOB_BYTES or digest not in session.blobs:
+                if chunk.nbytes > MAX_BLOB_BYTES or digest not in session.wanted_blobs():
                     raise Rejected(f"a constant of {chunk.nbytes} bytes that no plan asked for was sent")
                 buffer = np.empty(chunk.nbytes, np.uint8)
             if filled + len(chunk.data) > len(buffer):
@@ -265,6 +265,17 @@ class Service:
     @_answers
     def drop_state(self, request: pb.DropStateRequest, context: grpc.ServicerContext) -> pb.Empty:
         self._session(context).executor.drop_state(list(request.keys))
+        return pb.Empty()
+
+    @_answers
+    def unregister(self, request: pb.UnregisterRequest, context: grpc.ServicerContext) -> pb.Empty:
+        session = self._session(context)
+        session.executor.unregister(list(request.bundles))
+        for bundle in request.bundles:
+            session.blobs.pop(bundle, None)
+        with self._lock:
+            sessions = dict(self._sessions)
+        self._blobs.keep(sessions)
         return pb.Empty()
 
     # --- loops ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, Full, Queue, SimpleQueue
@@ -41,6 +41,7 @@ class StepExecutor(Inbox, Protocol):
     def cancel(self, step_id: str, reason: str) -> Future[None]: ...
     def drop_state(self, keys: list[str], *, timeout_s: float = 10.0) -> None: ...
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None: ...
+    def unregister(self, bundles: Sequence[str], *, timeout_s: float = 10.0) -> None: ...
     def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None: ...
     def listen(self, listener: Listener) -> Callable[[], None]: ...
     def close(self) -> None: ...
@@ -73,11 +74,15 @@ class Session:
         self.executor: StepExecutor
         self.streams: list[Stream] = []
         self.last_used_s = time.monotonic()
-        self.blobs: set[str] = set()
+        self.blobs: dict[str, frozenset[str]] = {}  # bundle id -> digests of the constants it needs
         self._connect = connect
         self._peers: dict[str, GrpcTransport] = {}
         self._lock = threading.Lock()
         self._closed = False
+
+    def wanted_blobs(self) -> set[str]:
+        """Digests of the constants that the session's bundles need."""
+        return set().union(*list(self.blobs.values()))
 
     def peer(self, task: str) -> GrpcTransport:
         """The way to another task of this session. Raises WorkerError."""
@@ -311,7 +316,7 @@ class BlobStore:
 
     def keep(self, sessions: Mapping[str, Session]) -> None:
         """Frees what none of `sessions` uses."""
-        used = set().union(*(s.blobs for s in sessions.values())) if sessions else set()
+        used = set().union(*(s.wanted_blobs() for s in sessions.values()))
         with self._lock:
             for digest in set(self._blobs) - used:
                 del self._blobs[digest]

@@ -63,9 +63,7 @@ def _mean(x: A, *, axis: Axis, keepdims: bool, out: A | None = None) -> A:
             return made
         np.copyto(out, made)
         return out
-    made = np.true_divide(
-        _add.reduce(x, axis=axis, out=out, keepdims=keepdims), x.dtype.type(_size(x, axis)), out=out
-    )
+    made = np.true_divide(_add.reduce(x, axis=axis, out=out, keepdims=keepdims), x.dtype.type(_size(x, axis)), out=out)
     return made
 
 

@@ -144,6 +144,12 @@ class ControlLoopRequest(_message.Message):
     action: str
     def __init__(self, loop_id: _Optional[str] = ..., action: _Optional[str] = ...) -> None: ...
 
+class UnregisterRequest(_message.Message):
+    __slots__ = ("bundles",)
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    bundles: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, bundles: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class DropStateRequest(_message.Message):
     __slots__ = ("keys",)
     KEYS_FIELD_NUMBER: _ClassVar[int]
