@@ -29,6 +29,8 @@ log = logging.getLogger("nbflow.train")
 ENDED = ("done", "stopped", "failed")
 # How long `stop` and an interrupt wait until the loops have said that they ended.
 STOP_S = 10.0
+# How often whoever waits for a run looks whether the workers that lead it are still there.
+WATCH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +120,33 @@ class Run:
     def wait(self, timeout: float | None = None) -> Run:
         """Waits until the run has ended. Raises TimeoutError after `timeout` seconds, and the run's error if it
         failed. An interrupt leaves the run going."""
-        if not self._done.wait(timeout):
+        if not self._watch(timeout):
             raise TimeoutError(f"the run is still {self.status} after {timeout} s (step {self.step} of {self.steps})")
         if self.error is not None:
             raise self.error
         return self
+
+    def _watch(self, timeout: float | None = None) -> bool:
+        """Waits for the end, and looks now and then whether there is anybody left to tell it. False: `timeout`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._done.is_set():
+            left = WATCH_S if deadline is None else min(WATCH_S, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            if not self._done.wait(left):
+                self._check_leaders()
+        return True
+
+    def _check_leaders(self) -> None:
+        try:
+            transports = self._session.transports
+        except NbflowError as error:
+            self._fail(error)
+            return
+        for member in self._members:
+            if member.leader not in transports:
+                message = f"{member.leader}, which ran the training loop, has left the cluster"
+                self._fail(WorkerLost(message, worker=member.leader))
 
     def _control(self, action: LoopAction) -> None:
         transports = self._session.transports
@@ -251,13 +275,13 @@ def run(
     members = _plan_loops(session, as_node(step), wanted, run_id, steps, every, stop_on_nan)
     made = Run(run_id, session, members, list(wanted))
     display = open_display(made) if show else None
-    made._start()
     if background:
-        if display is not None:
-            threading.Thread(target=_finish_later, args=(made, display), name="nbflow-display", daemon=True).start()
+        made._start()
+        threading.Thread(target=_follow, args=(made, display), name="nbflow-follow", daemon=True).start()
         return made
     try:
-        made._done.wait()
+        made._start()
+        made._watch()
     except BaseException as error:
         made._interrupt()
         error.add_note(made._how_it_ended())
@@ -270,9 +294,11 @@ def run(
     return made
 
 
-def _finish_later(made: Run, display: Display) -> None:
-    made._done.wait()
-    display.finish()
+def _follow(made: Run, display: Display | None) -> None:
+    """Watches over a run in the background."""
+    made._watch()
+    if display is not None:
+        display.finish()
 
 
 def _metric_tensors(metrics: Mapping[str, Any]) -> dict[str, Tensor]:
