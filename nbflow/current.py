@@ -18,21 +18,24 @@ _cluster: Cluster | None = None
 _sessions: WeakKeyDictionary[Graph, Session] = WeakKeyDictionary()
 
 
-def set_cluster(cluster: Cluster | None) -> None:
+def set_cluster(cluster: Cluster | None) -> tuple[str, ...]:
     """Makes `cluster` the one that `nf.run` uses; None: this process.
 
     Variables live in a session on a cluster: setting another cluster closes the current sessions, and their variables
-    start anew on the next run. Setting the same cluster again changes nothing.
+    start anew on the next run. Returns the names of those that had a value. Setting the same cluster again changes
+    nothing.
     """
     global _cluster
     with _lock:
         if cluster is _cluster:
-            return
+            return ()
         _cluster = cluster
         closing = list(_sessions.values())
         _sessions.clear()
+    left = sorted({name for session in closing for name in session.initialised})
     for session in closing:
         session.close()
+    return tuple(left)
 
 
 def get_cluster() -> Cluster | None:

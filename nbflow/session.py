@@ -361,6 +361,12 @@ class Session:
         self._cluster_id = self.cluster.id
 
     @property
+    def initialised(self) -> tuple[str, ...]:
+        """Names of the variables that have a value."""
+        with self._lock:
+            return tuple(sorted(key.rsplit(":", 1)[0] for key in self._initialised))
+
+    @property
     def transports(self) -> Mapping[str, Transport]:
         """Task name -> transport, of the cluster as it is now."""
         with self._lock:

@@ -57,7 +57,7 @@ class Clusters:
         name = name or engine
         found = self.known.get(name)
         if found is not None and self._reuse(found, workers, ps, timeout_s, say):
-            return self.use(name)
+            return self.use(name, say=say)
         if found is not None:
             self.down(found, say=say)
         options = {"name": name, "timeout_s": timeout_s, "gpus": gpus}
@@ -65,7 +65,7 @@ class Clusters:
             options["launcher"] = next(iter(entry_points(group="nbflow.launchers", name=engine))).load()()
         self.known[name] = doors.local(workers, ps, progress=lambda text: say(_plain(text)), **options)
         say(f"cluster {name!r}: {_counted(self.known[name])}; nf.run uses it")
-        return self.use(name)
+        return self.use(name, say=say)
 
     def _reuse(self, cluster: Any, workers: int, ps: int, timeout_s: float, say: Say) -> bool:
         alive = [r for r in cluster.workers() if r.state not in _GONE]
@@ -103,7 +103,7 @@ class Clusters:
             alive = {r.address for r in cluster.workers() if r.state not in _GONE}
             if addresses and alive == set(addresses):
                 say(f"reusing cluster {cluster.name!r}: {_counted(cluster)}")
-                return self.use(cluster.name)
+                return self.use(cluster.name, say=say)
         where = ", ".join(addresses) or f"the workers of {spec}"
         say(f"asking {where} (up to {timeout_s:g} s)")
         path = Path(ca) if ca is not None else None
@@ -111,16 +111,16 @@ class Clusters:
         cluster = doors.attach(list(addresses) or None, **options)
         before = self.known.get(cluster.name)
         if before is not None:
-            self.detach(before)
+            self.detach(before, say=say)
         self.known[cluster.name] = cluster
         say(f"cluster {cluster.name!r}: {_counted(cluster)}; nf.run uses it")
-        return self.use(cluster.name)
+        return self.use(cluster.name, say=say)
 
-    def use(self, name: str) -> Any:
+    def use(self, name: str, *, say: Say = print) -> Any:
         """Makes a known cluster the current one."""
         if name not in self.known:
             raise Rejected(f"no cluster is called {name!r}; known: {', '.join(self.known) or 'none'}")
-        set_cluster(self.known[name])
+        _tell_left_behind(set_cluster(self.known[name]), say)
         return self.known[name]
 
     def scale(self, workers: int, *, say: Say = print) -> Any:
@@ -132,20 +132,20 @@ class Clusters:
 
     def detach(self, cluster: Any = None, *, say: Say = print) -> None:
         """Leaves the workers alive and forgets them."""
-        found = self._release(cluster)
+        found = self._release(cluster, say)
         found.detach()
         say(f"detached from {found.name!r}; its workers live on until their lease ends")
 
     def down(self, cluster: Any = None, *, say: Say = print) -> None:
         """Ends the workers that were started here, and the sessions on all others."""
-        found = self._release(cluster)
+        found = self._release(cluster, say)
         found.close()
         say(f"cluster {found.name!r} is down")
 
-    def _release(self, cluster: Any) -> Any:
+    def _release(self, cluster: Any, say: Say) -> Any:
         found = cluster or self.current()
         if get_cluster() is found:
-            set_cluster(None)
+            _tell_left_behind(set_cluster(None), say)
         self.known = {name: c for name, c in self.known.items() if c is not found}
         return found
 
@@ -236,3 +236,10 @@ def _plain(text: str) -> str:
 
 
 CLUSTERS = Clusters({})
+
+
+def _tell_left_behind(names: Sequence[str], say: Say) -> None:
+    if names:
+        shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        plural = "s" if len(names) > 1 else ""
+        say(f"the value{plural} of {len(names)} variable{plural} ({shown}) stayed there: the next run starts anew")
