@@ -55,6 +55,7 @@ def prune(graph: Graph, fetches: Sequence[Tensor | Node], feeds: Mapping[Tensor,
 def _needed(fetches: Sequence[Tensor | Node], fed: Mapping[tuple[str, int], TensorSpec]) -> list[Node]:
     found: dict[str, Node] = {}
     todo: list[Node] = []
+    twice: Node | None = None
     for fetch in fetches:
         if isinstance(fetch, Node):
             todo.append(fetch)
@@ -64,15 +65,18 @@ def _needed(fetches: Sequence[Tensor | Node], fed: Mapping[tuple[str, int], Tens
         node = todo.pop()
         if node.name in found:
             if found[node.name] is not node:
-                raise GraphError(
-                    f"what is fetched needs {node.name!r} twice: as the running cell made it, and as it was before; "
-                    "fetch it in another cell, after this one",
-                    where=node.where,
-                )
+                twice = twice or node
             continue
         found[node.name] = node
         todo.extend(t.node for t in node.inputs if (t.node.name, t.index) not in fed)
         todo.extend(node.control_inputs)
+    # Something stale reaches back to nodes that left the graph; that it is stale is then the better word.
+    if twice is not None and not any(n.stale for n in found.values()):
+        raise GraphError(
+            f"what is fetched needs {twice.name!r} twice: as the running cell made it, and as it was before; "
+            "fetch it in another cell, after this one",
+            where=twice.where,
+        )
     # The order in which they were made, so that the same graph always gives the same plan.
     graphs = {id(f.graph): f.graph for f in fetches}
     order = {name: i for g in graphs.values() for i, name in enumerate([*g.nodes, *(g.pending or ())])}
