@@ -202,7 +202,7 @@ class Session:
 
     def _key(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], replica: int | None) -> Any:
         fetched = tuple((id(leaf), -1) if isinstance(leaf, Node) else (id(leaf.node), leaf.index) for leaf in leaves)
-        fed = tuple(sorted((id(t.node), t.index, str(spec)) for t, spec in feeds.items()))
+        fed = frozenset((id(t.node), t.index, spec) for t, spec in feeds.items())
         return fetched, fed, self.graph.version, self.graph.seed, self._cluster_id, replica
 
     def _check_leaves(self, leaves: Sequence[Leaf]) -> None:
