@@ -1,8 +1,9 @@
 """What a notebook shows of a training run: curves while it goes, a line of progress, and a still picture at the end.
 
-The line is a text display of its own, updated twice a second: cheap for a browser, readable for headless runners, which
-know it by `PROGRESS_KEY`. The curves are a widget fed by its bridge; their output is replaced once, at the end, by the
-same widget with the final picture and text, so that a saved notebook shows them. Nothing waits for a front end.
+The line is a text display of its own, updated twice a second, for whoever does not draw the curves: headless runners,
+which know it by `PROGRESS_KEY`, and plain terminals. Where the curves are drawn it would only repeat them: it is left
+out. The curves are a widget fed by its bridge; their output is replaced once, at the end, by the same widget with the
+final picture and text, so that a saved notebook shows them. Nothing waits for a front end.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Two a second reads as live, and stays far below what a notebook server lets through.
 INTERVAL_S = 0.5
+# A front end that draws widgets asks for the first points within this time.
+GRACE_S = 2.0
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 Publish = Callable[..., Any]
@@ -43,6 +46,10 @@ class Output:
         self._publish = publish
         self._id = uuid.uuid4().hex
         self._shown = False
+
+    @property
+    def shown(self) -> bool:
+        return self._shown
 
     def put(
         self,
@@ -70,11 +77,12 @@ class RunDisplay:
         self._view.on_pause(self._pause_or_resume)
         self._bridge = Bridge(self._view, run=run.id)
         self._removers = [run.listen(self._bridge), run.listen(self._on_event)]
-        if not is_static():
+        if is_static():
+            self._say()
+        else:
             # No picture yet: drawing an empty one would only delay the first step.
             data, _ = self._view._repr_mimebundle_()
             self._curves.put({WIDGET: data[WIDGET], "text/plain": str(self._view)})
-        self._say()
         self._thread = threading.Thread(
             target=self._keep_saying, args=(_parent(),), name="nbflow-run-display", daemon=True
         )
@@ -110,11 +118,15 @@ class RunDisplay:
         # Without this, output of a thread goes to whatever cell ran last.
         if parent is not None and hasattr(shell, "set_thread_parent"):
             shell.set_thread_parent(parent)
-        while not self._over.wait(INTERVAL_S):
+        wait_s = INTERVAL_S if self._line.shown else GRACE_S
+        while not self._over.wait(wait_s):
             self._say()
+            wait_s = INTERVAL_S
 
     def _say(self) -> None:
         run = self._run
+        if self._view.watched and not self._line.shown:
+            return
         with self._lock:
             values = dict(self._values)
         elapsed_s = time.monotonic() - self._started_s

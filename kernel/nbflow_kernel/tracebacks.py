@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from nbflow.errors import NbflowError
 
-RED, BOLD, GREY, PLAIN = "\x1b[31m", "\x1b[1m", "\x1b[90m", "\x1b[0m"
+RED, BOLD, PLAIN = "\x1b[31m", "\x1b[1m", "\x1b[0m"
 _PLACE = re.compile(r"In\[(\d+)\].*?, line (\d+)")
 
 
@@ -85,7 +85,8 @@ def describe(error: NbflowError, raised: Line | None, source: Callable[[str], st
     for name, value, text in rows:
         lines.append(f"  {name:<9} {BOLD}{value}{PLAIN}" + (f"   {text}" if text else ""))
     lines += [f"  {note}" for note in getattr(error, "__notes__", ())]
-    return [*lines, f"  {GREY}%tb shows the full traceback{PLAIN}"]
+    # Not in grey: JupyterLab's cannot be read on the dark red of its dark theme.
+    return [*lines, "  %tb shows the full traceback"]
 
 
 class Acknowledged(Protocol):

@@ -80,7 +80,7 @@ def still(page: Page) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_a_run_from_start_to_end(run: FakeRun, page: Page) -> None:
     display = RunDisplay(run, page.publish)  # type: ignore[arg-type]
-    assert len(page.outputs) == 2
+    assert len(page.outputs) == 1
     assert any(WIDGET in data for data, _ in page.outputs.values())
     run.go(100, 0.5)
     run.go(200, 0.25, "done")
@@ -90,16 +90,26 @@ def test_a_run_from_start_to_end(run: FakeRun, page: Page) -> None:
     assert metadata["image/png"]["width"] > 100
     assert "done" in data["text/plain"]
     assert "loss 0.25" in data["text/plain"]
-    assert page.lines[0].startswith("░")
     assert "200/200  loss 0.2500" in page.lines[-1]
     assert "done after" in page.lines[-1]
     run.go(201, 9.0)  # too late to be heard
     assert "loss 0.2500" in page.lines[-1]
 
 
+def test_where_the_curves_are_drawn_no_line_repeats_them(run: FakeRun, page: Page) -> None:
+    display = RunDisplay(run, page.publish)  # type: ignore[arg-type]
+    display._view._message(display._view, {"type": "backfill"}, [])
+    run.go(200, 0.25, "done")
+    display._say()
+    display.finish()
+    assert len(page.outputs) == 1
+    assert "loss 0.25" in still(page)[0]["text/plain"]
+
+
 def test_without_a_front_end_no_widget_is_left(run: FakeRun, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NBFLOW_NONINTERACTIVE", "1")
     display = RunDisplay(run, page.publish)  # type: ignore[arg-type]
+    assert page.lines[0].startswith("░")
     run.go(200, 0.25, "done")
     display.finish()
     assert set(still(page)[0]) == {"image/png", "text/plain"}

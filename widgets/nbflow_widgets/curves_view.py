@@ -57,6 +57,7 @@ class CurvesView(anywidget.AnyWidget):
         self._changed = False
         # Set by the comm's thread, read by the sender's.
         self._backfill = threading.Event()
+        self._watched = False
         # A bridge collects changes and flushes them at its own pace.
         self.deferred = False
         super().__init__(uid=uuid.uuid4().hex, title=title, run_status=dict(self._status), **traits)
@@ -143,6 +144,11 @@ class CurvesView(anywidget.AnyWidget):
 
     # --- showing --------------------------------------------------------------------------------
 
+    @property
+    def watched(self) -> bool:
+        """Whether some front end draws these curves: it has asked for their points."""
+        return self._watched
+
     def png(self) -> bytes:
         curves = {key: points.thinned(SAVED_POINTS) for key, points in self._series.items()}
         plain = {key: (points.steps, points.values) for key, points in curves.items()}
@@ -190,6 +196,7 @@ class CurvesView(anywidget.AnyWidget):
     def _message(self, _: object, content: dict[str, Any], buffers: list[memoryview]) -> None:
         kind = content.get("type")
         if kind == "backfill":
+            self._watched = True
             self._backfill.set()
             if not self.deferred:
                 self.flush()

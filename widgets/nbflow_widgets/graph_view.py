@@ -36,7 +36,8 @@ class GraphView(anywidget.AnyWidget):
     expanded = traitlets.List(traitlets.Unicode()).tag(sync=True)
     selected = traitlets.Unicode().tag(sync=True)
     color_by = traitlets.Enum(COLOURS, "device").tag(sync=True)
-    height = traitlets.Int(420).tag(sync=True)
+    # Pixels; 0 fits the content.
+    height = traitlets.Int(0, min=0).tag(sync=True)
 
     def __init__(self, graph_json: Mapping[str, Any] | None = None, **traits: Any) -> None:
         self._tree = Tree(_EMPTY)

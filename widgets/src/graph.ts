@@ -1,5 +1,5 @@
 /** The graph view: scopes that open and close, coloured by device, with the reason of every placement. */
-import { type Camera, attachGestures, centre, fit, zoomAt } from "./core/camera.ts";
+import { type Camera, attachGestures, centre, fit, heightOf, zoomAt } from "./core/camera.ts";
 import { Colouring, MODES, MODE_LABELS, type Mode } from "./core/colours.ts";
 import { details } from "./core/details.ts";
 import type { Point } from "./core/layered.ts";
@@ -18,6 +18,7 @@ interface Traits {
   expanded: string[];
   selected: string;
   color_by: string;
+  /** Pixels; 0 fits the content. */
   height: number;
   label: string;
 }
@@ -26,6 +27,10 @@ type GraphModel = Model<Traits, never, never>;
 const EMPTY: GraphJson = { schema: "nbflow.graph.v1", nodes: [] };
 /** Legend entries beyond this many are counted. */
 const LEGEND = 14;
+/** A view that fits its content is no lower, so that the details have room, and no higher than half a screen. */
+const HEIGHTS = { least: 230, most: 480 };
+/** Between the details and the stage's edge, border included. */
+const PANEL_GAP = 9;
 
 class GraphWidget {
   private tree = new Tree(EMPTY);
@@ -41,6 +46,9 @@ class GraphWidget {
   private moved = false;
   private theme;
   private frame = 0;
+  /** The stage's height as we set it; another one is the reader's. */
+  private height = 0;
+  private width = 0;
   private generation = 0;
   private readonly cleanup = new Cleanup();
   private readonly canvas = el("canvas", { "aria-hidden": "true" });
@@ -103,7 +111,7 @@ class GraphWidget {
         button("⊟", "Close all scopes", () => this.setExpanded(new Set())),
       ),
     );
-    this.stage.style.height = `${this.model.get("height")}px`;
+    this.setHeight(this.model.get("height") || HEIGHTS.least);
     this.stage.append(this.panel);
     this.root.append(bar, this.stage, this.legend);
   }
@@ -118,7 +126,11 @@ class GraphWidget {
     on("expanded", () => this.setExpanded(new Set(model.get("expanded")), false));
     on("selected", () => this.choose(this.tree.items.get(model.get("selected")) ?? null, false));
     on("color_by", () => this.recolour());
-    on("height", () => (this.stage.style.height = `${model.get("height")}px`));
+    on("height", () => {
+      this.setHeight(model.get("height") || HEIGHTS.least);
+      this.grow();
+      if (!this.moved) this.fit();
+    });
     cleanup.listen(this.select, "change", () => {
       model.set("color_by", this.select.value);
       model.save_changes();
@@ -140,7 +152,12 @@ class GraphWidget {
     const size = new ResizeObserver(() => {
       // The first call comes when the view enters the page: only then has it a theme.
       this.theme = readTheme(this.root);
-      if (!this.moved) this.camera = fit({ w: this.scene.width, h: this.scene.height }, this.view());
+      const { w, h } = this.view();
+      // Where only the height changed, and by us, boxes stay under the reader's pointer.
+      const ours = w === this.width && h === this.height;
+      this.width = w;
+      this.grow();
+      if (!this.moved && !ours) this.fit();
       this.draw();
     });
     size.observe(this.stage);
@@ -188,20 +205,40 @@ class GraphWidget {
   private recolour(): void {
     this.colouring = new Colouring(this.tree, this.mode());
     this.showLegend();
-    this.mirror.update(this.tree, this.expanded, this.colouring);
-    this.mirror.select(this.selected);
+    this.showMirror();
     this.showDetails();
     this.draw();
   }
 
   private relayout(): void {
     this.scene = this.layouts.scene(this.expanded);
-    this.mirror.update(this.tree, this.expanded, this.colouring);
-    this.mirror.select(this.selected);
+    this.showMirror();
+    this.grow();
     this.root.dataset.nodes = String(this.tree.nodes.length);
     this.root.dataset.visible = String(this.scene.boxes.length);
     this.root.dataset.expanded = [...this.expanded].join(" ");
     this.draw();
+  }
+
+  private showMirror(): void {
+    this.mirror.update(this.tree, this.expanded, this.colouring);
+    this.mirror.place(this.scene.boxes);
+    this.mirror.select(this.selected);
+  }
+
+  private setHeight(pixels: number): void {
+    this.height = pixels;
+    this.stage.style.height = `${pixels}px`;
+  }
+
+  /** Makes room for the scene and the details. Never shrinks: what is below would jump with every click. */
+  private grow(): void {
+    const { w } = this.view();
+    if (w === 0 || this.model.get("height") > 0 || this.stage.style.height !== `${this.height}px`) return;
+    const panel = this.panel.hidden ? 0 : this.panel.scrollHeight + 2 * PANEL_GAP;
+    const scene = heightOf({ w: this.scene.width, h: this.scene.height }, w);
+    const wanted = Math.min(HEIGHTS.most, Math.max(scene, panel));
+    if (wanted > this.height) this.setHeight(wanted);
   }
 
   private showLegend(): void {
@@ -250,6 +287,7 @@ class GraphWidget {
       this.frame = 0;
       const view = this.view();
       if (view.w === 0) return;
+      this.mirror.follow(this.camera);
       const ratio = window.devicePixelRatio || 1;
       const [width, height] = [Math.round(view.w * ratio), Math.round(view.h * ratio)];
       if (this.canvas.width !== width || this.canvas.height !== height) {
@@ -349,6 +387,7 @@ class GraphWidget {
     this.panel.classList.toggle("nbflow-left", middle > this.view().w / 2);
     this.panel.replaceChildren(...details(this.tree, item, this.colouring, this.expanded.has(item.id), actions));
     this.panel.scrollTop = 0;
+    this.grow();
   }
 
   private closeDetails(): void {

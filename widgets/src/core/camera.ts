@@ -14,8 +14,17 @@ const MAX = 3;
 /** Whole graphs are not blown up beyond this. */
 const FIT_MAX = 1.35;
 
-/** The camera that shows all of `scene` in `view`, with a margin in pixels. */
-export function fit(scene: Size, view: Size, margin = 22): Camera {
+/** Pixels around a scene that is shown whole. */
+const MARGIN = 22;
+
+/** How high a view of width `width` must be for `fit` to lose nothing to its height. */
+export function heightOf(scene: Size, width: number): number {
+  if (scene.w <= 0) return 0;
+  return Math.ceil(scene.h * Math.min((width - 2 * MARGIN) / scene.w, FIT_MAX) + 2 * MARGIN);
+}
+
+/** The camera that shows all of `scene` in `view`. */
+export function fit(scene: Size, view: Size, margin = MARGIN): Camera {
   if (scene.w <= 0 || scene.h <= 0) return { x: margin, y: margin, scale: 1 };
   const scale = Math.max(MIN, Math.min((view.w - 2 * margin) / scene.w, (view.h - 2 * margin) / scene.h, FIT_MAX));
   return { x: (view.w - scene.w * scale) / 2, y: (view.h - scene.h * scale) / 2, scale };

@@ -89,7 +89,8 @@ export class Chart {
       width: Math.max(120, this.host.clientWidth),
       height: this.height,
       legend: { show: false },
-      padding: [10, 14, 0, 0],
+      // Half of a label like 100,000 stands right of the last tick.
+      padding: [10, 24, 0, 0],
       scales: { x: { time: false }, y: log ? { distr: 3, range: logRange } : {} },
       axes: [
         { ...axis, size: 30, gap: 5, values: (_, ticks) => ticks.map((v) => (Number.isInteger(v) ? v.toLocaleString("en") : "")) },

@@ -1,5 +1,7 @@
 /** The tree that screen readers and keyboards use: a hidden DOM copy of what is drawn. */
 import { type Colouring } from "./colours.ts";
+import type { Camera } from "./camera.ts";
+import type { Box } from "./layout.ts";
 import { el } from "./model.ts";
 import { noteOf } from "./paint.ts";
 import type { Item, Tree } from "./scopes.ts";
@@ -14,7 +16,12 @@ export class Mirror {
   private readonly prefix = `nbflow-tree-${serial++}-`;
   private readonly ids = new Map<Item, string>();
 
-  constructor(private readonly root: HTMLElement) {}
+  /** Carries the entries along with the camera, so that magnifiers and highlighters find what is spoken. */
+  private readonly plane = el("div", { role: "presentation" });
+
+  constructor(private readonly root: HTMLElement) {
+    root.append(this.plane);
+  }
 
   update(tree: Tree, expanded: ReadonlySet<string>, colouring: Colouring): void {
     this.order = [];
@@ -35,7 +42,20 @@ export class Mirror {
       });
     };
     walk(tree.root, 1);
-    this.root.replaceChildren(...entries);
+    this.plane.replaceChildren(...entries);
+  }
+
+  /** Puts each entry where its box is drawn. Call after `update`. */
+  place(boxes: Box[]): void {
+    for (const { item, x, y, w, h } of boxes) {
+      const id = this.ids.get(item);
+      const entry = id === undefined ? null : this.plane.querySelector<HTMLElement>(`#${id}`);
+      if (entry !== null) entry.style.cssText = `left: ${x}px; top: ${y}px; width: ${w}px; height: ${h}px`;
+    }
+  }
+
+  follow({ x, y, scale }: Camera): void {
+    this.plane.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
   }
 
   select(item: Item | null): void {

@@ -66,8 +66,9 @@ export function paint(context: CanvasRenderingContext2D, view: Size, ratio: numb
   for (const line of scene.lines) {
     if (lineInView(line.points, seen)) paintLine(context, line, picture);
   }
-  for (const box of scene.boxes) if (!box.open && inView(box)) paintClosed(context, box, picture);
+  // Below the boxes: they run straight across, and would strike names out.
   for (const link of picture.links) paintLink(context, link, picture);
+  for (const box of scene.boxes) if (!box.open && inView(box)) paintClosed(context, box, picture);
 }
 
 function lineInView(points: Point[], seen: { left: number; top: number; right: number; bottom: number }): boolean {
@@ -123,8 +124,8 @@ function paintClosed(context: CanvasRenderingContext2D, box: Box, picture: Pictu
   context.roundRect(box.x, box.y, box.w, box.h, radius);
   context.fillStyle = fill;
   context.fill();
-  if (item.stale > 0) hatch(context, box, theme, radius);
   outline(context, box, picture, edge, radius);
+  if (item.stale > 0) hatch(context, box, theme, radius);
   if (item.kind === "op") stripe(context, box, category, transfer, radius);
   else shareBar(context, box, picture, radius);
   if (camera.scale >= TEXT_SCALE) label(context, box, picture);
