@@ -6,26 +6,23 @@ small MLP under synchronous DataParallel by `nf.train.run`, whose losses must be
 alone and torch's DistributedDataParallel over gloo. On two cores no cluster beats one process that uses both; what is
 measured is what distribution costs.
 
-Each case is a process of its own (this file with `--serve CASE`), so that all clusters stand ready while they take
-turns; it answers each line `KIND STEPS` of its input with a line of JSON.
+Each case is a process of its own (`served.py`), so that all clusters stand ready while they take turns.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 import common  # first: it names the threads
 import models
 import numpy as np
+import served
 
 import nbflow as nf
 
@@ -33,29 +30,16 @@ LOSSES = 20
 # Workers and parameter servers; none: this process.
 CLUSTERS = {"one process": (0, 0), "1 worker + ps": (1, 1), "2 workers + ps": (2, 1)}
 TORCH = {"torch, one process": 1, "torch DDP, 2 processes": 2}
-DEADLINE_S = 120.0
-
-# Runs so many steps; "losses" returns them.
-Answers = dict[str, Callable[[int], Any]]
 
 
-def serve(case: str) -> None:
-    with ExitStack() as stack:
-        answers = serve_torch(TORCH[case]) if case in TORCH else serve_nbflow(*CLUSTERS[case], stack)
-        tell("ready")
-        for line in sys.stdin:
-            kind, steps = line.split()
-            tell(answers[kind](int(steps)))
-
-
-def tell(value: Any) -> None:
-    print(json.dumps(value), flush=True)
+def answers_of(case: str, stack: ExitStack) -> served.Answers:
+    return serve_torch(TORCH[case]) if case in TORCH else serve_nbflow(*CLUSTERS[case], stack)
 
 
 # --- nbflow ----------------------------------------------------------------------------------------------------------
 
 
-def serve_nbflow(workers: int, ps: int, stack: ExitStack) -> Answers:
+def serve_nbflow(workers: int, ps: int, stack: ExitStack) -> served.Answers:
     if workers:
         # Workers that share the machine get their part of its threads, unless the environment says otherwise.
         for name in common.THREAD_VARIABLES:
@@ -93,7 +77,7 @@ def digits() -> tuple[nf.Tensor, nf.Node]:
 # --- torch -----------------------------------------------------------------------------------------------------------
 
 
-def serve_torch(size: int) -> Answers:
+def serve_torch(size: int) -> served.Answers:
     """`size` processes with a part of each batch each; rank 0, which is this one, tells the others how many steps."""
     import torch  # optional: only its own cases need it
     from torch import distributed
@@ -105,9 +89,10 @@ def serve_torch(size: int) -> Answers:
         if rank == 0:
             start_other_ranks(size)
         distributed.init_process_group("gloo", rank=rank, world_size=size)
-    network = torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+    hidden, logits = torch.nn.Linear(784, 128), torch.nn.Linear(128, 10)
+    network = torch.nn.Sequential(hidden, torch.nn.ReLU(), logits)
     with torch.no_grad():
-        for (w, b), layer in zip(models.DIGITS.weights(), (network[0], network[2]), strict=True):
+        for (w, b), layer in zip(models.DIGITS.weights(), (hidden, logits), strict=True):
             layer.weight.copy_(torch.from_numpy(w.T))
             layer.bias.copy_(torch.from_numpy(b))
     module = DistributedDataParallel(network) if size > 1 else network
@@ -165,70 +150,19 @@ def follow(run_steps: Callable[[int, bool], object]) -> None:
         run_steps(int(told[0]), bool(told[1]))
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
-
-
-class Case:
-    """A case's process."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def answer(self) -> Any:
-        """Raises RuntimeError when the process has ended."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended with status {self.process.wait(DEADLINE_S)}")
-        return json.loads(line)
-
-    def ask(self, kind: str, steps: int) -> Any:
-        assert self.process.stdin is not None
-        print(kind, steps, file=self.process.stdin, flush=True)
-        return self.answer()
-
-    def steps(self, kind: str) -> common.Steps:
-        return lambda k: self.ask(kind, k)
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(DEADLINE_S)
-
-
-@contextmanager
-def opened(names: list[str]) -> Iterator[dict[str, Case]]:
-    with ExitStack() as stack:
-        cases = {}
-        for name in names:  # one after the other: starting is work too
-            cases[name] = stack.enter_context(closing(Case(name)))
-            cases[name].answer()
-        yield cases
-
-
-def has_torch() -> bool:
-    try:
-        import torch  # noqa: F401  # optional
-    except ImportError:
-        return False
-    return True
-
-
 def main() -> int:
     parser = common.arguments(__doc__)
     parser.add_argument("--serve", metavar="CASE", choices=[*CLUSTERS, *TORCH], help="used by the benchmark itself")
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve)
+        with ExitStack() as stack:
+            served.serve(answers_of(options.serve, stack))
         return 0
     report = common.Report("What does a step cost on a cluster?", ["numpy", "grpcio", "pyzmq", "torch"])
     report.begin()
-    names = [*CLUSTERS, *(TORCH if has_torch() else ())]
+    names = [*CLUSTERS, *(TORCH if served.has_torch() else ())]
     one = next(iter(CLUSTERS))
-    with opened(names) as cases:
+    with served.opened(__file__, names) as cases:
         null = {name: cases[name].steps("null") for name in CLUSTERS}
         report.add(common.measure("null step", null, rounds=common.rounds(options)), one, unit="ms")
         losses = {name: case.ask("losses", LOSSES) for name, case in cases.items()}
@@ -240,7 +174,7 @@ def main() -> int:
         if theirs in train:
             report.compare(measured, theirs, ours, unit="/s")
     if not options.quick:
-        report.write(Path(__file__).stem)
+        report.write("cluster_step")
     return 0
 
 

@@ -5,6 +5,11 @@ Import this before numpy or torch: libraries read how many threads they may use 
 A window is as many steps of one side as take about `WINDOW_S`. Sides take turns, one window each, so that whatever
 else the machine does falls on all of them. What is reported is the ratio of two windows of the same round, and the
 median, smallest and largest of these ratios over the rounds.
+
+On a shared machine that is not enough: threads that wait for each other lose a hundredfold when somebody else has a
+core, and some sides have more of those than others. So a round in which other processes used more than `QUIET` of the
+machine does not count, whatever it would say and for whom; another one is run, up to `PATIENCE` times the rounds
+wanted. How many were left out is told. When too few quiet ones are found all count, and the row says BUSY.
 """
 
 from __future__ import annotations
@@ -35,6 +40,11 @@ WINDOW_S = 0.12
 ROUNDS = 25
 # How much two losses may differ, relatively, before a comparison of their times means nothing.
 TOLERANCE = 1e-4
+# The share of the machine that others may use in a round that counts, and how many rounds are tried at most.
+QUIET = 0.15
+PATIENCE = 4
+# Between two windows: BLAS and OpenMP threads of the side before spin for some ten milliseconds after their work.
+SETTLE_S = 0.06
 
 # Runs this many steps.
 Steps = Callable[[int], object]
@@ -67,11 +77,17 @@ def _short(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One case: seconds a step of each side, window by window, and the share of the machine that others used."""
+    """One case: seconds a step of each side, window by window.
+
+    `others`: the share of the machine that other processes used in these windows; None where it was not looked at.
+    `left_out`: rounds that do not count because others used too much. `busy`: there was no quiet, so all count.
+    """
 
     case: str
     seconds: Mapping[str, Sequence[float]]
-    others: float
+    others: float | None = None
+    left_out: int = 0
+    busy: bool = False
 
     def per_step(self, side: str) -> Spread:
         return Spread.of(self.seconds[side])
@@ -87,23 +103,39 @@ def measure(
 ) -> Measured:
     """Windows of every side in turn. `warm_up`: rounds that are run and thrown away."""
     counts = {name: _steps_in(steps, window_s) for name, steps in sides.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for _ in range(warm_up):
         for name in names:
             sides[name](counts[name])
+    found: list[tuple[float, dict[str, float]]] = []  # the share of others, and seconds a step
+    for number in range(rounds * PATIENCE):
+        turn = number % len(names)  # nobody is always first
+        found.append(_round(sides, counts, names[turn:] + names[:turn]))
+        if sum(others <= QUIET for others, _ in found) >= rounds:
+            break
+    quiet = [one for one in found if one[0] <= QUIET]
+    busy = len(quiet) < min(rounds, 5)
+    used = found if busy else quiet
+    seconds = {name: [of_round[name] for _, of_round in used] for name in names}
+    return Measured(case, seconds, statistics.mean(others for others, _ in used), len(found) - len(used), busy)
+
+
+def _round(
+    sides: Mapping[str, Steps], counts: Mapping[str, int], names: Sequence[str]
+) -> tuple[float, dict[str, float]]:
+    """One window of each side: the share of the machine that others used meanwhile, and seconds a step."""
+    seconds = {}
     before = _machine_and_own_s()
     start_s = time.perf_counter()
-    for number in range(rounds):
-        turn = number % len(names)  # nobody is always first
-        for name in names[turn:] + names[:turn]:
-            window_start_s = time.perf_counter()
-            sides[name](counts[name])
-            seconds[name].append((time.perf_counter() - window_start_s) / counts[name])
+    for name in names:
+        time.sleep(SETTLE_S)
+        window_start_s = time.perf_counter()
+        sides[name](counts[name])
+        seconds[name] = (time.perf_counter() - window_start_s) / counts[name]
     wall_s = time.perf_counter() - start_s
     after = _machine_and_own_s()
     foreign_s = (after[0] - before[0]) - (after[1] - before[1])
-    return Measured(case, seconds, max(0.0, foreign_s / (wall_s * (os.cpu_count() or 1))))
+    return max(0.0, foreign_s / (wall_s * (os.cpu_count() or 1))), seconds
 
 
 def _steps_in(steps: Steps, window_s: float) -> int:
@@ -162,7 +194,7 @@ class Report:
         """One row: `side`, and how many times faster `base` is."""
         told = _in_unit(measured.per_step(side), unit, per)
         beside = None if side == base else (base, measured.times_faster(base, side))
-        self.row(measured.case, side, told, unit, beside, round(measured.others, 3))
+        self.row(measured.case, side, told, unit, beside, measured)
 
     def row(
         self,
@@ -171,18 +203,21 @@ class Report:
         told: Spread,
         unit: str,
         beside: tuple[str, Spread] | None = None,
-        others: float | None = None,
+        measured: Measured | None = None,
     ) -> None:
-        """`beside`: another side, and how many times faster it is. `others`: the share of the machine that other
-        processes used."""
+        """`beside`: another side, and how many times faster it is. `measured`: what the figures come from."""
         row: dict[str, Any] = {"case": case, "side": side, "unit": unit, **asdict(told)}
-        if others is not None:
-            row["used_by_others"] = others
+        if measured is not None:
+            row["windows"] = len(measured.seconds[side])
+            row["windows_left_out"] = measured.left_out
+            row["used_by_others"] = measured.others
+            row["busy"] = measured.busy
         if beside is not None:
             row["times_faster"] = {"side": beside[0], **asdict(beside[1])}
         self.rows.append(row)
         text = "" if beside is None else f"{beside[0]} is {beside[1]} times as fast"
-        print(f"{case:<36} {side:<26} {str(told) + ' ' + unit:<32} {text}", flush=True)
+        mark = "  BUSY: others used the machine" if measured is not None and measured.busy else ""
+        print(f"{case:<36} {side:<26} {str(told) + ' ' + unit:<32} {text}{mark}", flush=True)
 
     def begin(self) -> None:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions().items())

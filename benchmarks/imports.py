@@ -80,7 +80,7 @@ def main() -> int:
     report.begin()
     modules = [m for m in ("nbflow", "nbflow_workers", "numpy", "torch") if importable(m)]
     sides = {f"import {module}": lambda module=module: import_s(module) for module in modules}
-    report.add(common.Measured("import, fresh process", in_turn(sides, rounds), 0.0), "import nbflow", unit="s")
+    report.add(common.Measured("import, fresh process", in_turn(sides, rounds)), "import nbflow", unit="s")
     cells: dict[str, list[float]] = {"nbflow kernel": [], "stock kernel": []}
     with tempfile.TemporaryDirectory() as folder:
         install(prefix=folder)
@@ -98,8 +98,8 @@ def main() -> int:
             },
             rounds,
         )
-    report.add(common.Measured("kernel, start to first answer", starts, 0.0), "nbflow kernel", unit="s")
-    report.add(common.Measured("kernel, a cell's round trip", cells, 0.0), "nbflow kernel", unit="ms")
+    report.add(common.Measured("kernel, start to first answer", starts), "nbflow kernel", unit="s")
+    report.add(common.Measured("kernel, a cell's round trip", cells), "nbflow kernel", unit="ms")
     if not options.quick:
         report.write("imports")
     return 0
