@@ -269,6 +269,10 @@ class Notebook:
             self.index(cell),
         )
 
+    def show_from(self, cell: str) -> None:
+        """Brings the top of `cell` to the top of the window, whichever cell is the active one."""
+        self.page.evaluate(f"async i => {{ await {_PANEL}.content.scrollToItem(i, 'start') }}", self.index(cell))
+
     def ask(self, cell: str, expression: str) -> Any:
         """The value of a JavaScript `expression` of the cell's widget `w`."""
         where = self.index(cell)

@@ -128,7 +128,7 @@ class GraphWidget {
     on("color_by", () => this.recolour());
     on("height", () => {
       this.setHeight(model.get("height") || HEIGHTS.least);
-      this.grow();
+      this.suit();
       if (!this.moved) this.fit();
     });
     cleanup.listen(this.select, "change", () => {
@@ -156,7 +156,7 @@ class GraphWidget {
       // Where only the height changed, and by us, boxes stay under the reader's pointer.
       const ours = w === this.width && h === this.height;
       this.width = w;
-      this.grow();
+      this.suit();
       if (!this.moved && !ours) this.fit();
       this.draw();
     });
@@ -213,7 +213,7 @@ class GraphWidget {
   private relayout(): void {
     this.scene = this.layouts.scene(this.expanded);
     this.showMirror();
-    this.grow();
+    this.suit(true);
     this.root.dataset.nodes = String(this.tree.nodes.length);
     this.root.dataset.visible = String(this.scene.boxes.length);
     this.root.dataset.expanded = [...this.expanded].join(" ");
@@ -231,14 +231,14 @@ class GraphWidget {
     this.stage.style.height = `${pixels}px`;
   }
 
-  /** Makes room for the scene and the details. Never shrinks: what is below would jump with every click. */
-  private grow(): void {
+  /** Makes room for the scene and the details. Shrinks only with the scene: selecting must not move what is below. */
+  private suit(shrink = false): void {
     const { w } = this.view();
     if (w === 0 || this.model.get("height") > 0 || this.stage.style.height !== `${this.height}px`) return;
     const panel = this.panel.hidden ? 0 : this.panel.scrollHeight + 2 * PANEL_GAP;
     const scene = heightOf({ w: this.scene.width, h: this.scene.height }, w);
-    const wanted = Math.min(HEIGHTS.most, Math.max(scene, panel));
-    if (wanted > this.height) this.setHeight(wanted);
+    const wanted = Math.min(HEIGHTS.most, Math.max(HEIGHTS.least, scene, panel));
+    if (shrink ? wanted !== this.height : wanted > this.height) this.setHeight(wanted);
   }
 
   private showLegend(): void {
@@ -346,6 +346,8 @@ class GraphWidget {
   }
 
   private click(x: number, y: number, twice: boolean): void {
+    // Again: between pointerdown and here JupyterLab gives the focus to the cell.
+    this.treeRoot.focus({ preventScroll: true });
     const box = this.boxAt(x, y);
     if (box === null) {
       if (!twice) this.choose(null);
@@ -387,7 +389,7 @@ class GraphWidget {
     this.panel.classList.toggle("nbflow-left", middle > this.view().w / 2);
     this.panel.replaceChildren(...details(this.tree, item, this.colouring, this.expanded.has(item.id), actions));
     this.panel.scrollTop = 0;
-    this.grow();
+    this.suit();
   }
 
   private closeDetails(): void {

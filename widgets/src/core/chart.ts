@@ -91,7 +91,7 @@ export class Chart {
       legend: { show: false },
       // Half of a label like 100,000 stands right of the last tick.
       padding: [10, 24, 0, 0],
-      scales: { x: { time: false }, y: log ? { distr: 3, range: logRange } : {} },
+      scales: { x: { time: false }, y: log ? { distr: 3, range: logRange } : { range: linearRange } },
       axes: [
         { ...axis, size: 30, gap: 5, values: (_, ticks) => ticks.map((v) => (Number.isInteger(v) ? v.toLocaleString("en") : "")) },
         { ...axis, size: 54, gap: 5, values: (_, ticks) => ticks.map((v) => (v === null ? "" : number(v))) },
@@ -187,6 +187,13 @@ function logRange(_: uPlot, low: number | null, high: number | null): [number, n
   if (low === null || high === null || !(low > 0)) return [0.1, 1];
   const rim = Math.max((high / low) ** 0.06, 1.05);
   return [low / rim, high * rim];
+}
+
+/** uPlot's own range of a flat curve is 0 to twice its value, which tells nothing. */
+function linearRange(_: uPlot, low: number | null, high: number | null): [number, number] {
+  if (low === null || high === null) return [0, 1];
+  if (low === high) return [low - Math.max(Math.abs(low) * 0.05, 1e-6), high + Math.max(Math.abs(high) * 0.05, 1e-6)];
+  return uPlot.rangeNum(low, high, 0.1, true) as [number, number];
 }
 
 /** A short line in the style of a curve. */
