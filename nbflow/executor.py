@@ -44,42 +44,37 @@ CLOSE_S = 5.0
 
 
 class _Lane:
-    """One ordered queue of commands and the thread that runs them."""
+    """One ordered queue of commands and the thread that runs them. `retire(lane)` says whether an idle lane may end;
+    from then on nobody puts anything in."""
 
-    def __init__(self, name: str, run: Callable[[StepCommand, Future[StepResult]], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[StepCommand, Future[StepResult]], None],
+        retire: Callable[[_Lane], bool],
+    ) -> None:
         self.name = name
+        self.queue: SimpleQueue[tuple[StepCommand, Future[StepResult]] | None] = SimpleQueue()
         self._run = run
-        self._queue: SimpleQueue[tuple[StepCommand, Future[StepResult]] | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def put(self, command: StepCommand, future: Future[StepResult]) -> None:
-        with self._lock:
-            self._queue.put((command, future))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name=f"nbflow-lane-{self.name}", daemon=True)
-                self._thread.start()
+        self._retire = retire
+        self._thread = threading.Thread(target=self._loop, name=f"nbflow-lane-{name}", daemon=True)
+        self._thread.start()
 
     def _loop(self) -> None:
         while True:
             try:
-                item = self._queue.get(timeout=LANE_IDLE_S)
+                item = self.queue.get(timeout=LANE_IDLE_S)
             except Empty:
-                with self._lock:
-                    if not self._queue.empty():
-                        continue
-                    self._thread = None
+                if self._retire(self):
                     return
+                continue
             if item is None:
                 return
             self._run(*item)
 
     def close(self, timeout_s: float) -> None:
-        with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._queue.put(None)
-            thread.join(timeout_s)
+        self.queue.put(None)
+        self._thread.join(timeout_s)
 
 
 class Executor:
@@ -133,8 +128,8 @@ class Executor:
                 return future
             lane = self._lanes.get(command.lane)
             if lane is None:
-                lane = self._lanes[command.lane] = _Lane(command.lane, self._run_command)
-        lane.put(command, future)
+                lane = self._lanes[command.lane] = _Lane(command.lane, self._run_command, self._retire)
+            lane.queue.put((command, future))
         return future
 
     def cancel(self, step_id: str, reason: str) -> Future[None]:
@@ -165,8 +160,8 @@ class Executor:
         transports = {task: self._peer(task) for task in loop.step}
         control = LoopControl()
         thread = threading.Thread(
-            target=run_loop,
-            args=(loop, transports, self.events.emit, control),
+            target=self._run_loop,
+            args=(loop, transports, control),
             name=f"nbflow-loop-{loop.id}",
             daemon=True,
         )
@@ -218,6 +213,18 @@ class Executor:
         if self._peers is None:
             raise Rejected(f"this worker cannot reach {task}", worker=self._info.task_name)
         return self._peers(task)
+
+    def _retire(self, lane: _Lane) -> bool:
+        with self._lock:
+            if not lane.queue.empty():
+                return False
+            self._lanes.pop(lane.name, None)
+            return True
+
+    def _run_loop(self, loop: Loop, transports: Mapping[str, Transport], control: LoopControl) -> None:
+        run_loop(loop, transports, self.events.emit, control)
+        with self._lock:
+            self._loops.pop(loop.id, None)
 
     def _run_command(self, command: StepCommand, future: Future[StepResult]) -> None:
         ended: Future[None] = Future()
