@@ -62,10 +62,16 @@ def drop_state(keys: Sequence[str]) -> None:
 
 
 def run(
-    fetches: Any, feeds: Mapping[Any, Any] | None = None, *, trace: bool = False, deadline_s: float | None = None
+    fetches: Any,
+    feeds: Mapping[Any, Any] | None = None,
+    *,
+    trace: bool = False,
+    check_numerics: bool = False,
+    deadline_s: float | None = None,
 ) -> Any:
     """Computes `fetches` on the current cluster; see `Session.run`."""
-    return current_session().run(fetches, feeds, trace=trace, deadline_s=deadline_s)
+    session = current_session()
+    return session.run(fetches, feeds, trace=trace, check_numerics=check_numerics, deadline_s=deadline_s)
 
 
 def placement(fetches: Any) -> PlacementTable:

@@ -124,6 +124,7 @@ class Driver:
         feeds: Mapping[str, Mapping[str, HostArray]] | None = None,
         *,
         trace: bool = False,
+        check_numerics: bool = False,
         deadline_s: float = 3600.0,
     ) -> Pending:
         """Sends one step's commands. `bundles`: task -> bundle id; `feeds`: task -> feed name -> value.
@@ -140,6 +141,7 @@ class Driver:
                 number,
                 (feeds or {}).get(task, {}),
                 trace=trace,
+                check_numerics=check_numerics,
                 deadline_s=deadline_s,
             )
             try:

@@ -228,7 +228,8 @@ class Executor:
 
     def _run_command(self, command: StepCommand, future: Future[StepResult]) -> None:
         ended: Future[None] = Future()
-        token = StepToken(command.step_id, command.number, time.monotonic() + command.deadline_s, command.trace)
+        deadline = time.monotonic() + command.deadline_s
+        token = StepToken(command.step_id, command.number, deadline, command.trace, command.check_numerics)
         with self._lock:
             reason = self._cancelled.get(command.step_id)
             programs = self._programs.get(command.bundle)

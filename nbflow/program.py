@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nbflow import numerics
 from nbflow import op as ops
 from nbflow.backends.base import Backend, Context
 from nbflow.device import parse_device
@@ -41,13 +42,16 @@ Send = Callable[[str, str, str, HostArray], None]
 class StepToken:
     """What a running step looks at: its identity, its deadline, and the error that cancels it."""
 
-    __slots__ = ("deadline", "error", "number", "step_id", "trace")
+    __slots__ = ("check_numerics", "deadline", "error", "number", "step_id", "trace")
 
-    def __init__(self, step_id: str, number: int, deadline: float, trace: bool = False) -> None:
+    def __init__(
+        self, step_id: str, number: int, deadline: float, trace: bool = False, check_numerics: bool = False
+    ) -> None:
         self.step_id = step_id
         self.number = number
         self.deadline = deadline
         self.trace = trace
+        self.check_numerics = check_numerics
         self.error: NbflowError | None = None
 
     def check(self) -> None:
@@ -155,7 +159,7 @@ class Program:
 
     def _run_straight(self, run: _Run) -> None:
         slots, token = run.slots, run.token
-        runners = self._timed if token.trace else self._runners
+        runners = self._runners_for(token)
         index = 0
         try:
             for index, (runner, frees) in enumerate(zip(runners, self._frees, strict=True)):  # noqa: B007  # see except
@@ -172,7 +176,7 @@ class Program:
         run.rendezvous.subscribe(run.token.step_id, self._recvs, run.arrivals)
         arrived: dict[int, Any] = {}
         slots, token = run.slots, run.token
-        runners = self._timed if token.trace else self._runners
+        runners = self._runners_for(token)
         run.waiting_since = time.monotonic()
         parked: set[int] = set()  # recvs whose turn came before their tensor
         while not machine.is_done:
@@ -232,6 +236,13 @@ class Program:
             source = str(self.plan.instructions[index].attrs["source"])
             moved = TensorMoved(key, source, self.device, value.nbytes, run.waiting_since, now - run.waiting_since)
             run.events.append(moved)
+
+    def _runners_for(self, token: StepToken) -> tuple[Runner, ...]:
+        runners = self._timed if token.trace else self._runners
+        if not token.check_numerics:
+            return runners
+        pairs = zip(self.plan.instructions, runners, strict=True)
+        return tuple(numerics.checked(i, r, self._backend) for i, r in pairs)
 
     # --- binding -------------------------------------------------------------------------------------------------
 

@@ -112,19 +112,24 @@ class Session:
         feeds: Mapping[Any, Any] | None = None,
         *,
         trace: bool = False,
+        check_numerics: bool = False,
         deadline_s: float | None = None,
     ) -> Any:
         """Computes `fetches` (any nesting of lists, tuples, dicts) and returns the same nesting of numpy arrays.
 
-        `feeds` maps tensors to values; any tensor can be fed. `trace=True`: returns (values, Trace). Raises GraphError
-        before anything runs, RunError and WorkerError from the step. An interrupt cancels the step on all workers.
+        `feeds` maps tensors to values; any tensor can be fed. `trace=True`: returns (values, Trace).
+        `check_numerics=True`: the step fails at the first op that makes a NaN or infinity, and says from what. Raises
+        GraphError before anything runs, RunError and WorkerError from the step. An interrupt cancels the step on all
+        workers.
         """
         leaves, rebuild = flatten(fetches)
         values = {_tensor(k): self._feed_value(_tensor(k), v) for k, v in (feeds or {}).items()}
         if not leaves:
             return (rebuild([]), Trace(())) if trace else rebuild([])
         prepared = self.prepare(leaves, {t: spec_of(v) for t, v in values.items()})
-        found, events = self._execute(prepared, values, trace=trace, deadline_s=deadline_s)
+        found, events = self._execute(
+            prepared, values, trace=trace, check_numerics=check_numerics, deadline_s=deadline_s
+        )
         self.last = prepared
         result = rebuild([None if s is None else found[s.name] for s in prepared.sources])
         return (result, Trace(tuple(events))) if trace else result
@@ -135,6 +140,7 @@ class Session:
         values: Mapping[Tensor, HostArray],
         *,
         trace: bool = False,
+        check_numerics: bool = False,
         deadline_s: float | None = None,
         number: int | None = None,
     ) -> tuple[dict[str, HostArray], list[Event]]:
@@ -148,7 +154,12 @@ class Session:
                 number = self._steps
                 self._steps += 1
             pending = self._driver.start(
-                prepared.bundle_ids, number, feeds, trace=trace, deadline_s=deadline_s or self.deadline_s
+                prepared.bundle_ids,
+                number,
+                feeds,
+                trace=trace,
+                check_numerics=check_numerics,
+                deadline_s=deadline_s or self.deadline_s,
             )
         try:
             return pending.wait()

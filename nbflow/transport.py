@@ -56,7 +56,7 @@ class StepCommand:
     `lane` orders steps: commands of one lane run one after the other on a worker, in the order in which they were
     sent, and lanes run beside each other. `step_id` is unique in the session and the same on all workers of a step;
     it is part of every rendezvous key. `number` is what random ops draw with. `deadline_s`: seconds from now after
-    which the step fails with DeadlineExceeded.
+    which the step fails with DeadlineExceeded. `check_numerics`: it fails at the first op that makes a NaN or infinity.
     """
 
     bundle: str
@@ -66,6 +66,7 @@ class StepCommand:
     feeds: Mapping[str, HostArray] = field(default_factory=dict)
     trace: bool = False
     deadline_s: float = 3600.0
+    check_numerics: bool = False
 
 
 @dataclass(frozen=True, slots=True)

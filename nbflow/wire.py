@@ -278,6 +278,7 @@ def encode_command(command: StepCommand, message: pb.StepCommand, put: Put | Non
     message.number = command.number
     message.trace = command.trace
     message.deadline_s = command.deadline_s
+    message.check_numerics = command.check_numerics
     _encode_tensors(command.feeds, message.feeds, put)
 
 
@@ -289,7 +290,14 @@ def decode_command(message: pb.StepCommand, get: Get | None = None) -> StepComma
         raise Rejected(f"a step needs a deadline in the future, got {message.deadline_s} s")
     feeds = _decode_tensors(message.feeds, get)
     return StepCommand(
-        message.bundle, message.lane, message.step_id, message.number, feeds, message.trace, message.deadline_s
+        message.bundle,
+        message.lane,
+        message.step_id,
+        message.number,
+        feeds,
+        message.trace,
+        message.deadline_s,
+        message.check_numerics,
     )
 
 

@@ -214,7 +214,7 @@ class Bundle(_message.Message):
     def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., plans: _Optional[_Iterable[_Union[Plan, _Mapping]]] = ...) -> None: ...
 
 class StepCommand(_message.Message):
-    __slots__ = ("bundle", "lane", "step_id", "number", "feeds", "trace", "deadline_s")
+    __slots__ = ("bundle", "lane", "step_id", "number", "feeds", "trace", "deadline_s", "check_numerics")
     class FeedsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -229,6 +229,7 @@ class StepCommand(_message.Message):
     FEEDS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    CHECK_NUMERICS_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     lane: str
     step_id: str
@@ -236,7 +237,8 @@ class StepCommand(_message.Message):
     feeds: _containers.MessageMap[str, Tensor]
     trace: bool
     deadline_s: float
-    def __init__(self, bundle: _Optional[str] = ..., lane: _Optional[str] = ..., step_id: _Optional[str] = ..., number: _Optional[int] = ..., feeds: _Optional[_Mapping[str, Tensor]] = ..., trace: _Optional[bool] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+    check_numerics: bool
+    def __init__(self, bundle: _Optional[str] = ..., lane: _Optional[str] = ..., step_id: _Optional[str] = ..., number: _Optional[int] = ..., feeds: _Optional[_Mapping[str, Tensor]] = ..., trace: _Optional[bool] = ..., deadline_s: _Optional[float] = ..., check_numerics: _Optional[bool] = ...) -> None: ...
 
 class StepResult(_message.Message):
     __slots__ = ("step_id", "fetches", "events")

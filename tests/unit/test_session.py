@@ -163,6 +163,22 @@ def test_preparing_is_cached_until_something_changes(session: Session) -> None:
     assert session.last is first
 
 
+def test_the_first_op_that_makes_a_nan_is_named(session: Session) -> None:
+    x = nf.placeholder("float32", (3,), name="x")
+    low = nf.subtract(x, 2.0, name="low")
+    root = nf.sqrt(low, name="root")
+    total = nf.sum(nf.tanh(root), name="total")
+    assert np.isnan(session.run(total, {x: [1.0, 2.0, 3.0]}))
+    with pytest.raises(errors.OpError, match=r"sqrt 'root' .* made 1 NaN among 3 values from finite .* in \[-1, 1\]"):
+        session.run(total, {x: [1.0, 2.0, 3.0]}, check_numerics=True)
+    assert session.run(total, {x: [2.0, 2.0, 2.0]}, check_numerics=True) == 0
+    # What was fed is not an op's fault; what a variable holds is told like any other input.
+    assert np.isnan(session.run(total, {x: [np.nan, 2.0, 3.0]}, check_numerics=True))
+    w = nf.Variable([0.0], name="w")
+    with pytest.raises(errors.OpError, match=r"log 'broken' .* made 1 Inf .*in \[0, 0\]"):
+        session.run(nf.log(w, name="broken"), check_numerics=True)
+
+
 def test_plans_that_nobody_runs_again_are_freed(session: Session) -> None:
     x = nf.constant([1.0])
     for number in range(CACHED + 50):
