@@ -25,6 +25,8 @@ from nbflow.parallel.base import Expanded, strategy_of
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
 
 _KIND = "data_parallel"
+# Ops (handle, value) that change a variable, other than the updates of optimizers.
+_STATE_WRITERS = ("assign", "assign_add", "assign_sub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +139,32 @@ class _Rewrite:
         self.applies = [n for n in ancestors([step]) if n.op in GRADIENT_INPUT]
         if not self.applies:
             raise GraphError(f"{step.name!r} updates no variable", where=step.where)
+        self.writers = self._state_writers()
         self.copied = self._replicated()
+
+    def _state_writers(self) -> list[Node]:
+        """Updates of state on the way (the moving averages of batch_norm): made once, with the mean over the replicas,
+        as with gradients. One whose new value is computed with stays with the replica that does so."""
+        read = {t.node.name for n in self.graph.nodes.values() for t in n.inputs}
+        return [
+            n
+            for n in self.graph.nodes.values()
+            if n.op in _STATE_WRITERS and n.name not in read and not any(n is f for f in self.fetches)
+        ]
 
     def _replicated(self) -> set[str]:
         """Names of the nodes that each replica has of its own: what gradients are computed from, and what else is
         computed from that without passing through an update."""
         roots = [n.inputs[GRADIENT_INPUT[n.op]].node for n in self.applies]
-        shared = ("variable", "read_variable")
-        found = {n.name for n in ancestors(roots) if n.op not in shared}
+        alone = {n.name for n in self.graph.nodes.values() if n.op in ("variable", "read_variable")}
+        alone.update(n.name for n in self.writers)
+        found = {n.name for n in ancestors(roots)} - alone
         applied: set[str] = set()
         for node in topological(self.graph.nodes.values()):
             before = [t.node for t in node.inputs] + list(node.control_inputs)
             if node.op in GRADIENT_INPUT or any(b.name in applied for b in before):
                 applied.add(node.name)
-            elif node.op not in shared and any(t.node.name in found for t in node.inputs):
+            elif node.name not in alone and any(t.node.name in found for t in node.inputs):
                 found.add(node.name)
         # Constants and the like that only the copied nodes read cost nothing to copy, and save a transfer a step.
         for node in reversed(topological(self.graph.nodes.values())):
@@ -162,8 +176,8 @@ class _Rewrite:
 
     def build(self, which: Sequence[int]) -> None:
         order = topological(self.graph.nodes.values())
-        read = [n.inputs[GRADIENT_INPUT[n.op]] for n in self.applies]
-        gradients = {(t.node.name, t.index) for t in read}
+        joined = [n.inputs[GRADIENT_INPUT[n.op]] for n in self.applies] + [n.inputs[1] for n in self.writers]
+        gradients = {(t.node.name, t.index) for t in joined}
         early = [n for n in order if n.name not in self.copied and self._before_replicas(n)]
         copy_nodes(early, self.made, self.tensors, self.nodes)
         for index in which:
@@ -246,7 +260,7 @@ class _Rewrite:
         for node in self.applies:
             if node.inputs[GRADIENT_INPUT[node.op]] is tensor:
                 return node.inputs[0].node.name
-        return ""
+        return next((n.inputs[0].node.name for n in self.writers if n.inputs[1] is tensor), "")
 
     def _join(self, tensor: Tensor, which: Sequence[int], weights: list[Tensor] | None, home: str) -> Tensor:
         """The mean over replicas of a gradient or a scalar; the concatenation of anything else."""

@@ -61,6 +61,32 @@ def test_losses_do_not_depend_on_the_number_of_workers(graph: Graph, batch: int)
         np.testing.assert_allclose(losses(workers, ps, batch=batch), alone, rtol=1e-5)
 
 
+def test_moving_averages_take_one_step_a_step(graph: Graph) -> None:
+    """batch_norm's averages move by the mean over the replicas, once, however many there are."""
+
+    def averages(workers: int) -> list[np.ndarray[Any, Any]]:
+        cluster = InProcessCluster(workers, 1)
+        with Graph().as_default() as made:
+            nf.set_cluster(cluster)
+            x, y = problem()
+            data = nf.data.from_arrays({"x": x, "y": y}).repeat().batch(24).next()
+            normed = nf.layers.batch_norm(nf.layers.dense(data["x"], 5, name="d"), training=True, name="bn")
+            logits = nf.layers.dense(normed, CLASSES, name="logits")
+            loss = nf.mean(nf.nn.softmax_cross_entropy(logits, data["y"]))
+            # With a rate of 0 the means of the parts are the parts of the mean: only the averages move.
+            step = nf.optim.SGD(0.0).minimize(loss, strategy=nf.train.DataParallel())
+            nf.train.run(step, steps=7, show=False)
+            means = nf.run([made.node("bn/moving_mean/read").outputs[0], made.node("logits/weights/read").outputs[0]])
+            nf.set_cluster(None)
+        cluster.close()
+        return list(means)
+
+    alone = averages(1)
+    assert np.abs(alone[0]).max() > 0
+    for found, expected in zip(averages(2), alone, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_a_replica_without_rows_changes_nothing(graph: Graph) -> None:
     """A batch of 2 on 4 workers: two replicas have 0 rows, and a mean over 0 rows is NaN."""
     np.testing.assert_allclose(losses(4, 1, batch=2, steps=10), losses(1, 0, batch=2, steps=10), rtol=1e-5)
