@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page
 
 from tests.browser.driver import LabPage, LabServer, Watch, browser
 
@@ -71,7 +72,7 @@ def mnist(lab: LabPage) -> Callable[[str], str]:
 
 
 @pytest.fixture
-def screen(request: pytest.FixtureRequest, lab: LabPage) -> Callable[[str], Path]:
+def screen(request: pytest.FixtureRequest, lab: LabPage) -> Callable[..., Path]:
     """Takes pictures for people to look at, numbered in the order they were taken, in test-output/screens/."""
     test = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))
     taken = 0
@@ -79,12 +80,12 @@ def screen(request: pytest.FixtureRequest, lab: LabPage) -> Callable[[str], Path
     for old in SCREENS.glob(f"{test}-*.png"):
         old.unlink()
 
-    def take(name: str) -> Path:
+    def take(name: str, page: Page | None = None) -> Path:
         nonlocal taken
         taken += 1
         path = SCREENS / f"{test}-{taken:02d}-{name}.png"
         lab.settle()
-        lab.page.screenshot(path=path)
+        (page or lab.page).screenshot(path=path)
         return path
 
     return take

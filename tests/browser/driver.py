@@ -167,7 +167,7 @@ class Watch:
 
     def _note(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("data", "blob") and parts.hostname not in ("127.0.0.1", "localhost"):
+        if parts.scheme not in ("data", "blob", "file") and parts.hostname not in ("127.0.0.1", "localhost"):
             self.external.append(url)
 
 
@@ -212,6 +212,15 @@ class LabPage:
         notebook = Notebook(self, path)
         notebook.wait_until_idle()
         return notebook
+
+    def close(self, notebook: Notebook) -> None:
+        """Ends a notebook's kernel and closes its tab; what is not saved is lost."""
+        self.page.evaluate(f"() => {{ {_PANEL}.context.model.dirty = false }}")
+        for session in self.server.api("GET", "sessions"):
+            if session["path"] == notebook.path:
+                self.server.api("DELETE", f"sessions/{session['id']}")
+        self.command("application:close")
+        self.page.wait_for_function(f"path => {_PANEL}?.context?.path !== path", arg=notebook.path)
 
     def theme(self, name: str) -> None:
         if self.page.evaluate("() => document.body.dataset.jpThemeName") == name:

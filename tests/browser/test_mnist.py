@@ -5,19 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
-from playwright.sync_api import Locator
+from playwright.sync_api import Locator, Page
 
+from nbflow_kernel.export import export
 from tests.browser.driver import DARK, LIGHT, LabPage, Notebook, joined, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 # No machine gets there before it is stopped: nothing here depends on how fast training is.
 ENDLESS = 10_000_000
-CODE = ("cluster", "data", "model", "step", "train", "test", "placement")
-Screen = Callable[[str], Path]
+NAMES = "print([n for n in (str(getattr(n, 'name', n)) for n in nf.get_graph().nodes) if n.startswith('hidden')])"
+
+
+class Screen(Protocol):
+    """Takes a picture of the page, or of another one."""
+
+    def __call__(self, name: str, page: Page | None = None) -> Path: ...
 
 
 def test_mnist_notebook(lab: LabPage, mnist: Callable[[str], str], screen: Screen) -> None:
@@ -50,7 +56,9 @@ def test_mnist_notebook(lab: LabPage, mnist: Callable[[str], str], screen: Scree
     errors_and_stale_ops_say_what_to_do(notebook, screen)
     in_the_dark(lab, notebook, screen)
     the_saved_file_has_pictures(notebook)
+    an_exported_page_needs_no_server(lab, notebook, screen)
     the_cluster_goes_down(lab, notebook)
+    a_reopened_notebook_shows_what_it_showed(lab, notebook, screen)
 
 
 def the_graph_answers_clicks(notebook: Notebook, screen: Screen) -> None:
@@ -105,7 +113,7 @@ def an_edited_cell_keeps_what_did_not_change(notebook: Notebook, screen: Screen)
     graph = notebook.show("step", ".nbflow-graph[data-ready]")
     names = graph.locator("[role=treeitem]").evaluate_all("all => all.map(e => e.dataset.id)")
     assert "hidden/" in names
-    notebook.append("names", "print(sorted(getattr(node, 'name', node) for node in nf.get_graph().nodes))")
+    notebook.append("names", NAMES)
     notebook.run("names")
     assert "'hidden/weights'" in notebook.text("names")
     assert not re.search(r"hidden[._]\d", notebook.text("names"))
@@ -200,6 +208,36 @@ def the_cluster_goes_down(lab: LabPage, notebook: Notebook) -> None:
     notebook.run("down")
     assert "is down" in notebook.text("down")
     wait_for(lambda: not workers(), "the workers end", timeout_s=15)
+
+
+def a_reopened_notebook_shows_what_it_showed(lab: LabPage, notebook: Notebook, screen: Screen) -> None:
+    notebook.save()
+    lab.close(notebook)
+    again = lab.open(notebook.path)
+    graph = again.show("step", ".nbflow-graph[data-ready]")
+    assert int(graph.get_attribute("data-nodes") or 0) > 30
+    click(graph, "hidden/")
+    assert graph.get_attribute("data-selected") == "hidden/"
+    curves = again.show("train", ".nbflow-curves[data-status=done]")
+    assert points(curves) == 400
+    screen("reopened")
+    lab.close(again)
+
+
+def an_exported_page_needs_no_server(lab: LabPage, notebook: Notebook, screen: Screen) -> None:
+    source = lab.server.root / notebook.path
+    page = lab.page.context.new_page()
+    page.goto(export(source, source.with_suffix(".html")).as_uri())
+    graph = page.locator(".nbflow-graph[data-ready]").first
+    graph.scroll_into_view_if_needed()
+    click(graph, "hidden/", twice=True)
+    assert "hidden/" in (graph.get_attribute("data-expanded") or "").split()
+    screen("exported", page)
+    curves = page.locator(".nbflow-curves[data-status=done]").first
+    curves.scroll_into_view_if_needed()
+    assert points(curves) == 400
+    screen("exported-curves", page)
+    page.close()
 
 
 def test_stock_kernel(lab: LabPage, mnist: Callable[[str], str], screen: Screen) -> None:
