@@ -106,6 +106,12 @@ from nbflow.ops.indexing import (
     take,
     take_along_axis,
 )
+from nbflow.ops.joining import (
+    concat,
+    split,
+    stack,
+    unstack,
+)
 from nbflow.ops.linalg import (
     matmul,
     outer,
@@ -113,7 +119,6 @@ from nbflow.ops.linalg import (
     vecdot,
 )
 from nbflow.ops.manipulation import (
-    concat,
     expand_dims,
     flip,
     matrix_transpose,
@@ -122,13 +127,10 @@ from nbflow.ops.manipulation import (
     permute_dims,
     repeat,
     roll,
-    split,
     squeeze,
-    stack,
     tile,
     tril,
     triu,
-    unstack,
 )
 from nbflow.ops.reduction import (
     all,

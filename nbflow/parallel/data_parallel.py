@@ -19,7 +19,7 @@ from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Tensor, ancestors, topological
 from nbflow.op import AttrValue
 from nbflow.ops import constant, weighted_sum
-from nbflow.ops.manipulation import concat
+from nbflow.ops.joining import concat
 from nbflow.ops.state import GRADIENT_INPUT
 from nbflow.parallel.base import Expanded, strategy_of
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
