@@ -29,11 +29,16 @@ import nbflow as nf
 LOSSES = 20
 # Workers and parameter servers; none: this process.
 CLUSTERS = {"one process": (0, 0), "1 worker + ps": (1, 1), "2 workers + ps": (2, 1)}
-TORCH = {"torch, one process": 1, "torch DDP, 2 processes": 2}
+# Processes, and threads in each.
+TORCH = {
+    "torch, one process": (1, common.THREADS),
+    "torch, one process, 1 thread": (1, 1),
+    "torch DDP, 2 processes": (2, 1),
+}
 
 
 def answers_of(case: str, stack: ExitStack) -> served.Answers:
-    return serve_torch(TORCH[case]) if case in TORCH else serve_nbflow(*CLUSTERS[case], stack)
+    return serve_torch(*TORCH[case]) if case in TORCH else serve_nbflow(*CLUSTERS[case], stack)
 
 
 # --- nbflow ----------------------------------------------------------------------------------------------------------
@@ -77,14 +82,14 @@ def digits() -> tuple[nf.Tensor, nf.Node]:
 # --- torch -----------------------------------------------------------------------------------------------------------
 
 
-def serve_torch(size: int) -> served.Answers:
+def serve_torch(size: int, threads: int) -> served.Answers:
     """`size` processes with a part of each batch each; rank 0, which is this one, tells the others how many steps."""
     import torch  # optional: only its own cases need it
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
     rank = int(os.environ.get("RANK", "0"))
-    torch.set_num_threads(max(1, common.THREADS // size))
+    torch.set_num_threads(threads)
     if size > 1:
         if rank == 0:
             start_other_ranks(size)

@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 
 # Two, the cores of the machine that the published figures come from; BENCH_THREADS overrides it.
-THREADS = int(os.environ.get("BENCH_THREADS", "2"))
+USUAL_THREADS = 2
+THREADS = int(os.environ.get("BENCH_THREADS", USUAL_THREADS))
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 for _name in THREAD_VARIABLES:
     os.environ.setdefault(_name, str(THREADS))
@@ -236,7 +237,7 @@ class Report:
     def write(self, name: str) -> Path:
         """Raises OSError when the folder cannot be written."""
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{name}.json"
+        path = RESULTS / (f"{name}.json" if THREADS == USUAL_THREADS else f"{name}-threads-{THREADS}.json")
         whole = {
             "question": self.question,
             "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},

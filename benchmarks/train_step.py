@@ -2,8 +2,9 @@
 
 Every side starts from the same weights, sees the same batches, and must show the same losses over 20 steps.
 nbflow twice: `nf.run(step, feeds)` called from Python for each step, and `nf.train.run`, whose batches are ops.
-torch eager with its own SGD; `--compile` adds torch.compile (which needs a C++ compiler). Each side is a process of
-its own (`served.py`).
+torch eager with its own SGD, also on one thread: its threads spin at each op, so on a shared machine two are often
+slower than one. `--compile` adds torch.compile (which needs a C++ compiler). Each side is a process of its own
+(`served.py`).
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ def by_hand(model: models.Model) -> served.Answers:
     return {"losses": repeated(step), "train": repeated(step, keep=False)}
 
 
-def by_torch(model: models.Model, *, compiled: bool = False) -> served.Answers:
+def by_torch(model: models.Model, *, threads: int = common.THREADS, compiled: bool = False) -> served.Answers:
     import torch  # optional: only its own sides need it
     from torch.nn import functional
 
-    torch.set_num_threads(common.THREADS)
+    torch.set_num_threads(threads)
     layers = [(torch.tensor(w, requires_grad=True), torch.tensor(b, requires_grad=True)) for w, b in model.weights()]
     optimizer = torch.optim.SGD([p for layer in layers for p in layer], lr=float(models.RATE))
     batches = itertools.cycle([(torch.from_numpy(x), torch.from_numpy(y)) for x, y in model.batches()])
@@ -114,6 +115,7 @@ SIDES: dict[str, Callable[[models.Model], served.Answers]] = {
     "nbflow loop": by_nbflow_loop,
     "numpy by hand": by_hand,
     "torch eager": by_torch,
+    "torch eager, 1 thread": functools.partial(by_torch, threads=1),
     "torch.compile": functools.partial(by_torch, compiled=True),
 }
 
