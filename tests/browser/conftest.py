@@ -1,4 +1,7 @@
-"""One JupyterLab and one browser page for all browser tests, and a folder for what they saw."""
+"""One JupyterLab and one browser page for the tests of a module, and a folder for what they saw.
+
+Not for the whole session: Playwright keeps an event loop running, and other tests run their own.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def _missing() -> str:
     return ""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
     """JupyterLab; afterwards nothing of what it started may live."""
     if _missing():
@@ -39,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
         lab.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _page(server: LabServer) -> Iterator[tuple[LabPage, Watch]]:
     with browser() as (context, watch):
         lab = LabPage(server, context, watch)
