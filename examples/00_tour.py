@@ -121,7 +121,7 @@ def only_what_is_needed(graph: nf.Graph, model: Model) -> nf.Graph:
         graph that the cells made stays as it is.""",
     )
     pruned = prune(graph, [model.step], {}).graph
-    gone = sorted(set(graph.nodes) - set(pruned.nodes))
+    gone = sorted(set(graph.nodes.keys()) - set(pruned.nodes))
     print(f"     {len(graph.nodes)} ops, of which the training step needs {len(pruned.nodes)}; not {', '.join(gone)}")
     return pruned
 

@@ -177,11 +177,21 @@ class ToTensor(Protocol):
     def to_tensor(self) -> Tensor: ...
 
 
+class NodeMap(dict[str, Node]):
+    """A graph's nodes by name, in the order they were made. Iterating gives the nodes; `keys()` gives the names."""
+
+    def __iter__(self) -> Iterator[Node]:  # type: ignore[override]  # what people loop over
+        return iter(self.values())
+
+    def __contains__(self, item: object) -> bool:
+        return super().__contains__(item.name if isinstance(item, Node) else item)
+
+
 class Graph:
     """Named nodes, in the order they were made, and the scopes under which the next ones are made."""
 
     def __init__(self) -> None:
-        self.nodes: dict[str, Node] = {}
+        self.nodes = NodeMap()
         self.seed = 0
         self.version = 0  # grows when existing nodes change (a cell ran again), not when nodes are added
         self.owner = SCRIPT
@@ -221,7 +231,7 @@ class Graph:
         """The node called `name`. Raises GraphError that lists near names."""
         found = self.find(name)
         if found is None:
-            near = sorted(n for n in self.nodes if name.rsplit("/", 1)[-1] in n)[:5]
+            near = sorted(n for n in self.nodes.keys() if name.rsplit("/", 1)[-1] in n)[:5]
             hint = f"; near names: {', '.join(near)}" if near else ""
             raise GraphError(f"the graph has no node called {name!r}{hint}")
         return found
@@ -247,7 +257,9 @@ class Graph:
 
     def _has_scope(self, scope: str) -> bool:
         prefix = scope + "/"
-        return any(n.startswith(prefix) and self.find(n) is not None for n in [*self.nodes, *(self.pending or ())])
+        return any(
+            n.startswith(prefix) and self.find(n) is not None for n in [*self.nodes.keys(), *(self.pending or ())]
+        )
 
     def restart_numbers(self) -> None:
         """Numbers of unnamed ops start again; called when a cell starts to run."""

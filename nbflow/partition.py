@@ -229,7 +229,7 @@ def check_partition(parts: Sequence[Part], graph: Graph, placement: Placement) -
                 if item.key in table:
                     raise GraphError(f"one {item.kind} per tensor and destination: {item.key} has two")
                 table[item.key] = item
-    missing = set(graph.nodes) - set(seen)
+    missing = set(graph.nodes.keys()) - set(seen)
     if missing:
         raise GraphError(f"every node is in a part: {sorted(missing)[0]!r} is not")
     if set(sends) != set(recvs):

@@ -78,7 +78,7 @@ def _unique(groups: Mapping[str, _Group]) -> list[_Group]:
 
 
 def _groups(graph: Graph) -> dict[str, _Group]:
-    parent = {name: name for name in graph.nodes}
+    parent = {name: name for name in graph.nodes.keys()}
 
     def find(name: str) -> str:
         while parent[name] != name:
@@ -91,7 +91,7 @@ def _groups(graph: Graph) -> dict[str, _Group]:
         first, second = sorted((find(a), find(b)), key=order.__getitem__)
         parent[second] = first
 
-    order = {name: i for i, name in enumerate(graph.nodes)}
+    order = {name: i for i, name in enumerate(graph.nodes.keys())}
     for node in graph.nodes.values():
         for tensor in node.inputs:
             if tensor.spec.resource:

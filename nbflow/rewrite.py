@@ -100,7 +100,7 @@ def copy_graph(graph: Graph) -> tuple[Graph, TensorMap]:
 
 def consumers(graph: Graph) -> Mapping[str, list[Node]]:
     """Node name -> nodes that read any of its outputs or run after it."""
-    found: dict[str, list[Node]] = {name: [] for name in graph.nodes}
+    found: dict[str, list[Node]] = {name: [] for name in graph.nodes.keys()}
     for node in graph.nodes.values():
         for name in dict.fromkeys([t.node.name for t in node.inputs] + [c.name for c in node.control_inputs]):
             if name in found:

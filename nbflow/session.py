@@ -444,4 +444,4 @@ def _needed_state(graph: Graph, placement: Mapping[str, Placed]) -> dict[str, De
     used = {
         t.node.name for n in graph.nodes.values() if n.op != "initialize" for t in n.inputs if t.node.op == "variable"
     }
-    return {_state_key(graph, name): placement[name].device for name in graph.nodes if name in used}
+    return {_state_key(graph, name): placement[name].device for name in graph.nodes.keys() if name in used}

@@ -161,7 +161,7 @@ def variables_of(*targets: Tensor | Node | Variable) -> list[Variable]:
 def global_variables(graph: Graph | None = None) -> list[Variable]:
     """All variables of `graph` (the current one when left out) as the running cell sees it, sorted by name."""
     graph = graph or get_graph()
-    names = sorted({*graph.nodes, *(graph.pending or ())})
+    names = sorted({*graph.nodes.keys(), *(graph.pending or ())})
     found = [node for node in map(graph.find, names) if node is not None and node.op == "variable"]
     return [Variable.from_node(node) for node in found]
 

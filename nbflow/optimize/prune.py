@@ -79,5 +79,5 @@ def _needed(fetches: Sequence[Tensor | Node], fed: Mapping[tuple[str, int], Tens
         )
     # The order in which they were made, so that the same graph always gives the same plan.
     graphs = {id(f.graph): f.graph for f in fetches}
-    order = {name: i for g in graphs.values() for i, name in enumerate([*g.nodes, *(g.pending or ())])}
+    order = {name: i for g in graphs.values() for i, name in enumerate([*g.nodes.keys(), *(g.pending or ())])}
     return sorted(found.values(), key=lambda n: order.get(n.name, -1))

@@ -29,7 +29,7 @@ def value(kernel: Frontend, expression: str) -> Any:
 
 
 def names(kernel: Frontend) -> set[str]:
-    return set(value(kernel, "list(nf.get_graph().nodes)"))
+    return set(value(kernel, "list(nf.get_graph().nodes.keys())"))
 
 
 def run_all(kernel: Frontend) -> None:

@@ -151,7 +151,7 @@ def test_a_graph_comes_back_with_its_digest() -> None:
     for message in (graph.to_proto(), graph.to_proto().SerializeToString()):
         back = nf.Graph.from_proto(message)
         assert back.digest() == graph.digest()
-        assert list(back.nodes) == list(graph.nodes)
+        assert list(back.nodes.keys()) == list(graph.nodes.keys())
         for name, node in graph.nodes.items():
             twin = back.nodes[name]
             assert [t.spec for t in twin.outputs] == [t.spec for t in node.outputs]

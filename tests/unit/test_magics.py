@@ -66,7 +66,7 @@ def test_editing_a_cell_replaces_its_ops(run: Run, graph: Graph) -> None:
     run("x = nf.constant([1.0], name='x')", "c1")
     run("y = nf.identity(x, name='y')", "c2")
     assert run("x = nf.constant([1.0, 2.0], name='x')", "c1").text == "graph: ~1 op, stale: In[2] — run it again\n"
-    assert list(graph.nodes) == ["y", "x"]
+    assert list(graph.nodes.keys()) == ["y", "x"]
     stale = run("nf.run(y)")
     assert isinstance(stale.error, nf.errors.StaleError)
     assert "In[2]" in stale.text
@@ -90,7 +90,7 @@ def test_a_failing_first_run_leaves_nothing(run: Run, graph: Graph) -> None:
 
 def test_an_interrupt_keeps_what_was_built(run: Run, graph: Graph) -> None:
     run("x = nf.constant(2.0, name='x')\nraise KeyboardInterrupt", "c1")
-    assert list(graph.nodes) == ["x"]
+    assert list(graph.nodes.keys()) == ["x"]
 
 
 @pytest.mark.parametrize("source", ["x = nf.constant(1.0, name='x'", "%nonsense", "", "   "])
@@ -99,7 +99,7 @@ def test_cells_that_never_start(run: Run, graph: Graph, source: str) -> None:
     assert graph.pending is None
     run("x = nf.constant(1.0, name='x')", "c1")
     assert graph.pending is None
-    assert list(graph.nodes) == ["x"]
+    assert list(graph.nodes.keys()) == ["x"]
 
 
 def test_a_cell_run_by_a_cell_belongs_to_it(run: Run, graph: Graph) -> None:
@@ -222,9 +222,9 @@ def test_graph_gc_and_reset(run: Run, graph: Graph, shell: InteractiveShell) -> 
     run("z = nf.constant(1.0, name='z')", "c3")
     run("del y, z")
     assert [row[0] for row in shell.run_line_magic("graph", "gc").rows] == ["In[2]", "In[3]"]
-    assert set(graph.nodes) == {"x", "y", "z"}
+    assert set(graph.nodes.keys()) == {"x", "y", "z"}
     shell.run_line_magic("graph", "gc -f")
-    assert set(graph.nodes) == {"x"}
+    assert set(graph.nodes.keys()) == {"x"}
     assert "1 ops are gone" in run("%graph reset").text
     assert not graph.nodes
     assert run("x = nf.constant(1.0, name='x')", "c1").text == "graph: +1 op\n"

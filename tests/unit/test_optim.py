@@ -126,7 +126,7 @@ def test_names(graph: Graph) -> None:
     assert step.name == "Adam/step"
     assert step.op == "group"
     assert step.attrs["strategy"] == ()
-    names = set(graph.nodes)
+    names = set(graph.nodes.keys())
     assert {
         "layer/w/Adam/m",
         "layer/w/Adam/v",

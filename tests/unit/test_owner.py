@@ -45,9 +45,9 @@ def test_running_a_cell_again_makes_the_same_names(graph: Graph) -> None:
         names["y"] = nf.placeholder("float32", (2,), name="x") * 2.0 + 1.0
 
     first = run(graph, 1, cell)
-    before = list(graph.nodes)
+    before = list(graph.nodes.keys())
     again = run(graph, 1, cell)
-    assert list(graph.nodes) == before
+    assert list(graph.nodes.keys()) == before
     assert set(first.added) == set(before)
     assert again.is_empty
     assert set(again.unchanged) == set(before)
@@ -57,7 +57,7 @@ def test_an_edited_cell_replaces_its_ops(graph: Graph) -> None:
     run(graph, 1, lambda n: n.update(a=nf.constant(1.0, name="a"), b=nf.constant(2.0, name="b")))
     change = run(graph, 1, lambda n: n.update(a=nf.constant(3.0, name="a"), c=nf.constant(2.0, name="c")))
     assert (change.added, change.removed, change.changed) == (("c",), ("b",), ("a",))
-    assert set(graph.nodes) == {"a", "c"}
+    assert set(graph.nodes.keys()) == {"a", "c"}
 
 
 def test_a_cell_that_no_longer_builds_leaves_nothing(graph: Graph) -> None:
@@ -232,7 +232,7 @@ def test_reset_while_a_cell_runs(graph: Graph) -> None:
         nf.constant(3.0, name="a")
 
     run(graph, 2, cell)
-    assert list(graph.nodes) == ["a"]
+    assert list(graph.nodes.keys()) == ["a"]
 
 
 # --- what reads other ops, not their values --------------------------------------------------------------------------
@@ -418,3 +418,15 @@ def test_old_and_new_are_not_mixed_in_one_run(graph: Graph) -> None:
 
     run(graph, 1, cell, names)
     assert [float(v) for v in nf.run([names["a"], names["b"]])] == [2.0, 2.0]
+
+
+def test_iterating_over_a_graph_gives_its_nodes() -> None:
+    with Graph().as_default() as graph:
+        x = nf.constant(1.0, name="x")
+        y = nf.negative(x, name="y")
+    assert [(n.name, n.op) for n in graph.nodes] == [("x", "constant"), ("y", "negative")]
+    assert list(graph.nodes.keys()) == ["x", "y"]
+    assert "x" in graph.nodes
+    assert y.node in graph.nodes
+    assert graph.nodes["x"] is x.node
+    assert dict(graph.nodes) == {"x": x.node, "y": y.node}

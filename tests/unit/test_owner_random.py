@@ -155,7 +155,7 @@ class Notebook:
 
     def check(self) -> None:
         graph = self.graph
-        assert set(graph.nodes) == set().union(*self.owned.values())
+        assert set(graph.nodes.keys()) == set().union(*self.owned.values())
         assert all(graph.nodes[name].owner.id == f"cell:{c}" for c, names in self.owned.items() for name in names)
         topological(graph.nodes.values())
         for node in graph.nodes.values():
