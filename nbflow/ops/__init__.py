@@ -8,8 +8,12 @@ from __future__ import annotations
 from nbflow.operators import TENSOR_METHODS
 from nbflow.ops import conv as conv
 from nbflow.ops import data as data
+from nbflow.ops import decompositions as decompositions
+from nbflow.ops import matrices as matrices
 from nbflow.ops import nn as nn
+from nbflow.ops import norms as norms
 from nbflow.ops import random as random
+from nbflow.ops import solving as solving
 from nbflow.ops import state as state
 from nbflow.ops.creation import (
     arange,
@@ -132,6 +136,19 @@ from nbflow.ops.manipulation import (
     tril,
     triu,
 )
+from nbflow.ops.numbers import (
+    can_cast,
+    conj,
+    copysign,
+    finfo,
+    iinfo,
+    imag,
+    isdtype,
+    nextafter,
+    real,
+    result_type,
+    signbit,
+)
 from nbflow.ops.reduction import (
     all,
     any,
@@ -146,6 +163,16 @@ from nbflow.ops.reduction import (
     std,
     sum,
     var,
+)
+from nbflow.ops.sets import (
+    count_nonzero,
+    isin,
+    nonzero,
+    searchsorted,
+    unique_all,
+    unique_counts,
+    unique_inverse,
+    unique_values,
 )
 from nbflow.ops.shape import (
     broadcast_to,
@@ -211,12 +238,16 @@ __all__ = [
     "bitwise_right_shift",
     "bitwise_xor",
     "broadcast_to",
+    "can_cast",
     "ceil",
     "clip",
     "concat",
+    "conj",
     "constant",
+    "copysign",
     "cos",
     "cosh",
+    "count_nonzero",
     "cumulative_sum",
     "divide",
     "equal",
@@ -225,6 +256,7 @@ __all__ = [
     "expand_dims",
     "expm1",
     "eye",
+    "finfo",
     "flip",
     "floor",
     "floor_divide",
@@ -237,7 +269,11 @@ __all__ = [
     "group",
     "hypot",
     "identity",
+    "iinfo",
+    "imag",
+    "isdtype",
     "isfinite",
+    "isin",
     "isinf",
     "isnan",
     "less",
@@ -263,6 +299,8 @@ __all__ = [
     "moveaxis",
     "multiply",
     "negative",
+    "nextafter",
+    "nonzero",
     "not_equal",
     "one_hot",
     "ones",
@@ -274,16 +312,20 @@ __all__ = [
     "positive",
     "pow",
     "prod",
+    "real",
     "reciprocal",
     "remainder",
     "repeat",
     "reshape",
+    "result_type",
     "roll",
     "round",
     "rsqrt",
     "scatter_add",
+    "searchsorted",
     "shape_of",
     "sign",
+    "signbit",
     "sin",
     "sinh",
     "sort",
@@ -305,6 +347,10 @@ __all__ = [
     "tril",
     "triu",
     "trunc",
+    "unique_all",
+    "unique_counts",
+    "unique_inverse",
+    "unique_values",
     "unstack",
     "var",
     "vecdot",
