@@ -152,6 +152,6 @@ def test_the_stock_kernel_with_the_extension(frontend: Callable[[str], Frontend]
     run_all(stock)
     assert "stale: In[4]" in stock.run(MODEL.replace("UNITS", "16"), "model").text
     assert not stock.run(STEP, "step").error
-    assert value(stock, "sorted(n for n in nf.get_graph().nodes if n.startswith('hidden_'))") == []
+    assert value(stock, "sorted(n for n in nf.get_graph().nodes.keys() if n.startswith('hidden_'))") == []
     assert not stock.run("%unload_ext nbflow").error
     assert stock.run("%cluster").text.count("not found") == 1
