@@ -269,7 +269,8 @@ class Cluster:
         counts: dict[str, int] = {}
         for record in self.workers():
             counts[record.job] = counts.get(record.job, 0) + 1
-        jobs = ", ".join(f"{n} {job}" for job, n in counts.items()) or "no workers"
+        plural = {job: job if job == "ps" or n == 1 else f"{job}s" for job, n in counts.items()}
+        jobs = ", ".join(f"{n} {plural[job]}" for job, n in counts.items()) or "no workers"
         return f"<Cluster {self.name}: {jobs}{', closed' if self._closed else ''}>"
 
     # --- inside ---------------------------------------------------------------------------------------------------
