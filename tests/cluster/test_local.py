@@ -103,7 +103,7 @@ def test_records_say_who_the_workers_are(cluster: Cluster) -> None:
     assert {r.pid for r in records} <= children()
     assert all(r.state == "ready" and r.versions["nbflow"] and r.incarnation for r in records)
     assert [str(d.spec) for d in cluster.devices()] == [f"{r.task_name}/cpu:0" for r in records]
-    assert "2 worker, 1 ps" in repr(cluster)
+    assert "2 workers, 1 ps" in repr(cluster)
     wait_for(lambda: all(r.memory_bytes > 0 and r.rtt_ms > 0 for r in cluster.workers()), "a heartbeat")
 
 
