@@ -429,6 +429,67 @@ def _adagrad() -> list[A]:
 row("apply_rmsprop", _updated("apply_rmsprop", (_V,), (), rho=0.9, epsilon=1e-7), [], _rmsprop)
 row("apply_adagrad", _updated("apply_adagrad", (_V,), (), epsilon=1e-7), [], _adagrad)
 
+
+def _rmsprop_variant(centered: bool) -> list[A]:
+    v = 0.9 * _V.astype("f8") + 0.1 * _G.astype("f8") ** 2
+    mean = 0.9 * _SMALL.astype("f8") + 0.1 * _G
+    root = np.sqrt(np.maximum(v - mean**2, 0) + 1e-2) if centered else np.sqrt(v) + 1e-2
+    m = 0.5 * _M + 0.1 * _G / root
+    return [a.astype("f4") for a in ([_W - m, v, mean, m] if centered else [_W - m, v, m])]
+
+
+def _lion() -> list[A]:
+    m = 0.99 * _M.astype("f8") + 0.01 * _G
+    return [a.astype("f4") for a in (_W - 0.1 * (np.sign(0.9 * _M + 0.1 * _G) + 0.2 * _W), m)]
+
+
+def _lars() -> list[A]:
+    size, slope = (float(np.linalg.norm(a.astype("f8"))) for a in (_W, _G))
+    m = 0.9 * _M + 0.1 * 0.5 * size / (slope + 0.2 * size + 1e-9) * (_G + 0.2 * _W)
+    return [a.astype("f4") for a in (_W - m, m)]
+
+
+def _lamb(t: int) -> list[A]:
+    m = 0.9 * _M.astype("f8") + 0.1 * _G
+    v = 0.99 * _V.astype("f8") + 0.01 * _G.astype("f8") ** 2
+    u = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-6) + 0.3 * _W
+    return [a.astype("f4") for a in (_W - 0.1 * np.linalg.norm(_W) / np.linalg.norm(u) * u, m, v)]
+
+
+_SMALL = f(3, 4, low=-0.1, high=0.1, dtype="float32", seed=4)
+_RMS = {"rho": 0.9, "momentum": 0.5, "epsilon": 1e-2}
+row(
+    "apply_rmsprop_momentum",
+    _updated("apply_rmsprop_momentum", (_V, _M), (), **_RMS),
+    [],
+    lambda: _rmsprop_variant(False),
+)
+row(
+    "apply_rmsprop_centered",
+    _updated("apply_rmsprop_centered", (_V, _SMALL, _M), (), **_RMS),
+    [],
+    lambda: _rmsprop_variant(True),
+)
+row("apply_lion", _updated("apply_lion", (_M,), (), beta1=0.9, beta2=0.99, weight_decay=0.2), [], _lion)
+row(
+    "apply_lars",
+    _updated("apply_lars", (_M,), (), momentum=0.9, trust=0.5, epsilon=1e-9, weight_decay=0.2),
+    [],
+    _lars,
+)
+row(
+    "apply_lamb",
+    _updated("apply_lamb", (_M, _V), (np.int64(6),), beta1=0.9, beta2=0.99, epsilon=1e-6, weight_decay=0.3),
+    [],
+    lambda: _lamb(7),
+)
+row(
+    "gradient_join",
+    lambda: build("gradient_join", (nf.constant(_G), nf.Variable(_W, name="v").handle), {"variable": "v"}),
+    [],
+    lambda: _G,
+)
+
 # --- datasets --------------------------------------------------------------------------------------------------------
 
 _ROWS = {"x": f(5, 2, dtype="float32"), "y": i(5)}

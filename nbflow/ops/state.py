@@ -25,7 +25,13 @@ GRADIENT_INPUT: dict[str, int] = {
     "apply_momentum": 3,
     "apply_adam": 5,
     "apply_rmsprop": 3,
+    "apply_rmsprop_momentum": 4,
+    "apply_rmsprop_centered": 5,
     "apply_adagrad": 3,
+    "apply_lion": 3,
+    "apply_lamb": 5,
+    "apply_lars": 3,
+    "gradient_join": 0,
 }
 
 
@@ -72,7 +78,11 @@ def _assign_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tensor
 
 
 def _apply_infer(slots: int, *, iterations: bool = False) -> op.ShapeRule:
-    """(handle, slot handles, [iterations], learning rate, gradient) → nothing."""
+    """(handle, slot handles, [iterations], learning rate, gradient, [gate]) → nothing.
+
+    Where there is a gate, a boolean scalar, the update is made only if it is true.
+    """
+    counted = slots + 3 + iterations
 
     def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
         handle = _handle(inputs)
@@ -81,7 +91,9 @@ def _apply_infer(slots: int, *, iterations: bool = False) -> op.ShapeRule:
         for slot in inputs[1 : slots + 1]:
             if not slot.resource or slot.shape != handle.shape or slot.dtype != handle.dtype:
                 raise ShapeError(f"a slot is a variable like its own, {handle}, not {slot}")
-        scalars = list(inputs[slots + 1 : -1])
+        if len(inputs) > counted and (inputs[-1].dtype.kind != "b" or inputs[-1].shape not in ((), None)):
+            raise DTypeError(f"the gate of an update is a boolean scalar, not {inputs[-1]}")
+        scalars = list(inputs[slots + 1 : counted - 1])
         if iterations:
             count = scalars.pop(0)
             if count.dtype != INT64 or count.shape not in ((), None):
@@ -91,10 +103,17 @@ def _apply_infer(slots: int, *, iterations: bool = False) -> op.ShapeRule:
             raise ShapeError(f"the learning rate is a scalar, not {rate}")
         if rate.dtype != handle.dtype:
             raise DTypeError(f"the learning rate is {rate.dtype}, the variable {handle.dtype}")
-        _check_value(handle, inputs[-1], "gradient")
+        _check_value(handle, inputs[counted - 1], "gradient")
         return []
 
     return infer
+
+
+def _join_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    """The gradient comes first: what a view shares is its first input's memory."""
+    handle = _handle(inputs[1:])
+    _check_value(handle, inputs[0], "gradient")
+    return [TensorSpec(handle.shape, handle.dtype)]
 
 
 # --- costs -----------------------------------------------------------------------------------------------------------
@@ -105,11 +124,11 @@ def _write_cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], att
 
 
 def _apply_cost(flops: int) -> op.CostRule:
-    """`flops` an element; value and slots are read and written, the gradient read."""
+    """`flops` an element; value and slots are read and written, the gradient (as large as the value) read."""
 
     def cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> Cost:
         handles = [s for s in inputs if s.resource]
-        return Cost(flops * op.size_of(inputs[0]), 2 * op.nbytes_of(handles) + op.nbytes_of(inputs[-1:]))
+        return Cost(flops * op.size_of(inputs[0]), 2 * op.nbytes_of(handles) + op.nbytes_of(inputs[:1]))
 
     return cost
 
@@ -197,6 +216,61 @@ op.define(
     cost=_apply_cost(6),
     stateful=True,
     doc="(handle, sum, lr, gradient g): sum += g²; w -= lr · g / (√sum + epsilon). attrs: variable, epsilon.",
+)
+
+
+for _name, _slots, _flops, _doc in (
+    (
+        "apply_rmsprop_momentum",
+        2,
+        10,
+        "(handle, v, m, lr, gradient g): v = rho · v + (1 - rho) · g²; m = momentum · m + lr · g / (√v + epsilon); "
+        "w -= m. attrs: variable, rho, momentum, epsilon.",
+    ),
+    (
+        "apply_rmsprop_centered",
+        3,
+        14,
+        "(handle, v, mean, m, lr, gradient g): as apply_rmsprop_momentum, and mean = rho · mean + (1 - rho) · g, with "
+        "√(v - mean² + epsilon) in place of √v + epsilon (Graves, arXiv 1308.0850, equations 38 to 45). "
+        "attrs: variable, rho, momentum, epsilon.",
+    ),
+    (
+        "apply_lion",
+        1,
+        8,
+        "(handle, m, lr, gradient g): w -= lr · (sign(beta1 · m + (1 - beta1) · g) + weight_decay · w); "
+        "m = beta2 · m + (1 - beta2) · g. Chen et al., arXiv 2302.06675. attrs: variable, beta1, beta2, weight_decay.",
+    ),
+    (
+        "apply_lars",
+        1,
+        8,
+        "(handle, m, lr, gradient g): m = momentum · m + lr · ratio · (g + weight_decay · w); w -= m, with ratio = "
+        "trust · ‖w‖ / (‖g‖ + weight_decay · ‖w‖ + epsilon), or 1 where ‖w‖ or ‖g‖ is 0. You et al., arXiv 1708.03888. "
+        "attrs: variable, momentum, trust, epsilon, weight_decay.",
+    ),
+):
+    op.define(_name, infer=_apply_infer(_slots), gradient=None, cost=_apply_cost(_flops), stateful=True, doc=_doc)
+op.define(
+    "apply_lamb",
+    infer=_apply_infer(2, iterations=True),
+    gradient=None,
+    cost=_apply_cost(24),
+    stateful=True,
+    doc="(handle, m, v, iterations, lr, gradient): u = the direction of Adam + weight_decay · w; "
+    "w -= lr · (‖w‖ / ‖u‖) · u, the ratio 1 where a norm is 0. Algorithm 2 of You et al., arXiv 1904.00962. "
+    "attrs: variable, beta1, beta2, epsilon, weight_decay.",
+)
+op.define(
+    "gradient_join",
+    infer=_join_infer,
+    gradient=None,
+    cost=op.free_cost,
+    stateful=True,
+    alias=True,
+    doc="(gradient, handle) → the gradient. Where data parallelism joins the replicas' gradients, when more is done "
+    "with them than one update: clipping, sums over steps. attrs: variable (its name).",
 )
 
 

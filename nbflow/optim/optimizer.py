@@ -12,8 +12,10 @@ from nbflow.autodiff import gradients
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import AttrValue
-from nbflow.ops import astype, full
-from nbflow.ops._build import as_tensor, convert
+from nbflow.ops import astype, equal, full, where, zeros_like
+from nbflow.ops._build import as_tensor, build, convert
+from nbflow.optim.clip import Clipper
+from nbflow.optim.scaling import DynamicLossScale, all_finite, unscaled
 from nbflow.spec import format_shape
 from nbflow.variable import Variable, as_variables, variables_of
 
@@ -51,8 +53,11 @@ class Optimizer(ABC):
         """True when the update depends on the number of steps made."""
 
     @abstractmethod
-    def update(self, variable: Variable, slots: Sequence[Tensor], scalars: Sequence[Tensor], grad: Tensor) -> Node:
-        """The update op of one variable. `scalars`: the step count if `counts_steps`, then the learning rate."""
+    def update(
+        self, variable: Variable, slots: Sequence[Tensor], scalars: Sequence[Tensor], grad: Sequence[Tensor]
+    ) -> Node:
+        """The update op of one variable. `scalars`: the step count if `counts_steps`, then the learning rate; `grad`:
+        the gradient, and where not every run of the step updates, a boolean that says whether this one does."""
 
     def minimize(
         self,
@@ -60,6 +65,10 @@ class Optimizer(ABC):
         variables: Sequence[Variable | Tensor] | None = None,
         strategy: Strategy | None = None,
         name: str | None = None,
+        *,
+        clip: Clipper | None = None,
+        accumulate: int = 1,
+        loss_scale: DynamicLossScale | None = None,
     ) -> Node:
         """The training step: an op that, when run, moves `variables` once against the gradient of `loss`.
 
@@ -67,6 +76,10 @@ class Optimizer(ABC):
         - `variables`: all trainable ones that the loss depends on when left out. Those without a gradient stay.
         - `strategy`: how the step is spread over workers, such as nf.train.DataParallel().
         - `name`: the scope of the step's ops; the step itself is `<name>/step`.
+        - `clip`: nf.optim.Clip(…), or a function from the list of gradients to as many; it sees the joined gradients
+          of the whole batch, or of all batches accumulated.
+        - `accumulate`: variables move at each so many-th run, by the mean of the gradients since the last move.
+        - `loss_scale`: for float16; a run whose gradients are not finite moves nothing. Not with `accumulate`.
 
         Raises ShapeError or DTypeError for another loss, GraphError when nothing can be trained.
         """
@@ -75,7 +88,8 @@ class Optimizer(ABC):
         trained = _trained(scalar, variables)
         with graph.as_default(), graph.absolute_scope(graph.scoped(name) if name else graph.unique(self.kind)):
             scope = graph.scoped("")[:-1]
-            grads = gradients(scalar, [v.to_tensor() for v in trained])
+            stages = _Stages(clip, accumulate, loss_scale)
+            grads = gradients(stages.scaled(scalar), [v.to_tensor() for v in trained])
             pairs = [(v, g) for v, g in zip(trained, grads, strict=True) if g is not None]
             if not pairs:
                 names = ", ".join(v.name for v in trained)
@@ -84,11 +98,13 @@ class Optimizer(ABC):
                     "without one (such as argmax, astype to integers or stop_gradient)",
                     where=scalar.node.where,
                 )
-            steps = self._applied(pairs, scope)
+            steps = self._applied(stages.passed(pairs, scope), scope, stages.gate)
+            with graph.control_dependencies(steps):
+                steps += stages.after()
             attrs = {"strategy": strategy.to_attrs() if strategy is not None else ()}
             return graph.add("group", (), attrs, name="step", control_inputs=steps)
 
-    def _applied(self, pairs: Sequence[tuple[Variable, Tensor]], scope: str) -> list[Node]:
+    def _applied(self, pairs: Sequence[tuple[Variable, Tensor]], scope: str, gate: Sequence[Tensor] = ()) -> list[Node]:
         """The update ops, and what counts the steps."""
         graph = pairs[0][0].graph
         iterations: Variable | None = None
@@ -101,14 +117,15 @@ class Optimizer(ABC):
         for variable, grad in pairs:
             # On the variable's device, whatever device scope surrounds `minimize`.
             with graph.device(None), graph.colocate_with(variable.node):
-                slots = [_slot(variable, f"{scope}/{slot}", value) for slot, value in self.slots.items()]
+                slots = [_slot(variable, f"{scope}/{slot}", value).handle for slot, value in self.slots.items()]
                 scalars = [*(count if self.counts_steps else ()), rates[variable.dtype]]
                 with graph.name_scope("update"), graph.name_scope(variable.name):
-                    applied.append(self.update(variable, slots, scalars, grad))
+                    applied.append(self.update(variable, slots, scalars, (grad, *gate)))
         if iterations is not None:
             # Last, so that every update of this step sees the same count.
             with graph.control_dependencies(applied):
-                applied.append(iterations.assign_add(1, name="count").node)
+                one = astype(gate[0], "int64") if gate else 1
+                applied.append(iterations.assign_add(one, name="count").node)
         return applied
 
     def _rates(self, dtypes: set[np.dtype[Any]], count: Sequence[Tensor]) -> dict[np.dtype[Any], Tensor]:
@@ -123,6 +140,84 @@ class Optimizer(ABC):
         if found.shape not in ((), None):
             raise ShapeError(f"the learning rate {found.name} is a scalar, not {format_shape(found.shape)}")
         return {dtype: found if found.dtype == dtype else astype(found, dtype) for dtype in ordered}
+
+
+class _Stages:
+    """What happens to gradients between the backward pass and the updates, behind the point where replicas join."""
+
+    def __init__(self, clip: Clipper | None, accumulate: int, loss_scale: DynamicLossScale | None) -> None:
+        if isinstance(accumulate, bool) or int(accumulate) != accumulate or accumulate < 1:
+            raise GraphError(f"accumulate is a positive number of steps, not {accumulate!r}")
+        if accumulate > 1 and loss_scale is not None:
+            raise GraphError("accumulate and loss_scale do not go together yet; use one of them")
+        self.clip = clip
+        self.accumulate = int(accumulate)
+        self.loss_scale = loss_scale
+        self.scale: tuple[Variable, Variable] | None = None
+        self.gate: list[Tensor] = []  # one boolean, where not every run updates
+        self.totals: list[tuple[Variable, Tensor]] = []
+        self.micro: Variable | None = None
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        if self.loss_scale is None:
+            return loss
+        self.scale = self.loss_scale.variables()
+        factor = self.scale[0].to_tensor()
+        # A float16 loss is widened first: the scaled one may be beyond its range.
+        wide = astype(loss, "float32") if loss.dtype.itemsize < 4 else loss
+        return wide * (factor if wide.dtype == factor.dtype else astype(factor, wide.dtype))
+
+    def passed(self, pairs: Sequence[tuple[Variable, Tensor]], scope: str) -> list[tuple[Variable, Tensor]]:
+        """The gradients that the updates get."""
+        if self.clip is None and self.accumulate == 1 and self.scale is None:
+            return list(pairs)
+        variables = [v for v, _ in pairs]
+        grads = [_joined(v, g) for v, g in pairs]
+        if self.scale is not None:
+            self.gate = [all_finite(grads)]
+            grads = unscaled(grads, self.scale[0].to_tensor())
+        if self.accumulate > 1:
+            grads = self._accumulated(variables, grads, scope)
+        if self.clip is not None:
+            grads = self._clipped(grads)
+        return list(zip(variables, grads, strict=True))
+
+    def _clipped(self, grads: list[Tensor]) -> list[Tensor]:
+        assert self.clip is not None  # asked before
+        with grads[0].graph.name_scope("clip"):
+            made = list(self.clip(grads))
+        if [(g.shape, g.dtype) for g in made] != [(g.shape, g.dtype) for g in grads]:
+            raise GraphError(f"clip gives as many gradients of the same shapes and dtypes, got {made} for {grads}")
+        return made
+
+    def _accumulated(self, variables: Sequence[Variable], grads: Sequence[Tensor], scope: str) -> list[Tensor]:
+        self.micro = Variable(np.int64(0), name="micro_step", trainable=False)
+        self.gate = [equal(self.micro.to_tensor(), self.accumulate - 1)]
+        for variable, grad in zip(variables, grads, strict=True):
+            with variable.graph.device(None), variable.graph.colocate_with(variable.node):
+                kept = _slot(variable, f"{scope}/accumulated", 0.0)
+                self.totals.append((kept, kept.assign_add(grad / self.accumulate)))
+        return [total for _, total in self.totals]
+
+    def after(self) -> list[Node]:
+        """What is made ready for the next run, when the updates are done."""
+        made: list[Node] = []
+        if self.scale is not None and self.loss_scale is not None:
+            made += self.loss_scale.moved(*self.scale, self.gate[0])
+        if self.micro is not None:
+            for kept, total in self.totals:
+                with kept.graph.device(None), kept.graph.colocate_with(kept.node):
+                    made.append(kept.assign(where(self.gate[0], zeros_like(total), total)).node)
+            following = where(self.gate[0], 0, self.micro.to_tensor() + 1)
+            made.append(self.micro.assign(following).node)
+        return made
+
+
+def _joined(variable: Variable, grad: Tensor) -> Tensor:
+    graph = variable.graph
+    with graph.device(None), graph.colocate_with(variable.node), graph.name_scope("joined"):
+        with graph.name_scope(variable.name):
+            return build("gradient_join", (grad, variable.handle), {"variable": variable.name})
 
 
 def _is_schedule(rate: LearningRate) -> bool:
@@ -158,10 +253,10 @@ def _trained(loss: Tensor, variables: Sequence[Variable | Tensor] | None) -> lis
     return found
 
 
-def _slot(variable: Variable, name: str, value: float) -> Tensor:
-    """The handle of a slot called `<variable>/<name>`, on the variable's device."""
+def _slot(variable: Variable, name: str, value: float) -> Variable:
+    """A slot called `<variable>/<name>`, on the variable's device."""
     graph = variable.graph
     with graph.absolute_scope(variable.name), graph.control_dependencies(None):
         with graph.name_scope(name):
             initial = full(variable.shape, value, dtype=variable.dtype)
-        return Variable(initial, name=name, trainable=False).handle
+        return Variable(initial, name=name, trainable=False)

@@ -122,6 +122,18 @@ def _preferred(graph: Graph, strategy: DataParallel, available: Sequence[DeviceS
     return {n.name: wanted for n in graph.nodes.values() if n.op == "variable" and not str(n.device)}
 
 
+def _joints(updates: Sequence[Node]) -> list[Node]:
+    """Where gradients are joined: at each `gradient_join`, and at the updates with none before them."""
+    joins = {n.name for n in updates if n.op == "gradient_join"}
+    if not joins:
+        return list(updates)
+    return [
+        n
+        for n in updates
+        if n.name in joins or joins.isdisjoint(a.name for a in ancestors([n.inputs[GRADIENT_INPUT[n.op]].node]))
+    ]
+
+
 class _Rewrite:
     """Builds the replicated graph in `made`."""
 
@@ -136,7 +148,7 @@ class _Rewrite:
         self.tensors: TensorMap = {}  # what stands for the original, outside the replicas
         self.nodes: dict[str, Node] = {}
         self.of_replica: dict[int, TensorMap] = {}
-        self.applies = [n for n in ancestors([step]) if n.op in GRADIENT_INPUT]
+        self.applies = _joints([n for n in ancestors([step]) if n.op in GRADIENT_INPUT])
         if not self.applies:
             raise GraphError(f"{step.name!r} updates no variable", where=step.where)
         self.writers = self._state_writers()
@@ -259,7 +271,7 @@ class _Rewrite:
     def _home(self, tensor: Tensor) -> str:
         for node in self.applies:
             if node.inputs[GRADIENT_INPUT[node.op]] is tensor:
-                return node.inputs[0].node.name
+                return next(t.node.name for t in node.inputs if t.spec.resource)
         return next((n.inputs[0].node.name for n in self.writers if n.inputs[1] is tensor), "")
 
     def _join(self, tensor: Tensor, which: Sequence[int], weights: list[Tensor] | None, home: str) -> Tensor:

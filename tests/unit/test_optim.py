@@ -13,7 +13,7 @@ import nbflow as nf
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Tensor
 from nbflow.ops.state import GRADIENT_INPUT
-from nbflow.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSProp
+from nbflow.optim import LARS, SGD, Adagrad, Adam, AdamW, Lamb, Lion, Optimizer, RMSProp
 from nbflow.session import Session
 from nbflow.testing import Evaluator
 
@@ -81,6 +81,43 @@ def adagrad(w: A, t: int, s: dict[str, A]) -> A:
     return w - 0.1 * g / (np.sqrt(s["sum"]) + 1e-7)
 
 
+def rmsprop_momentum(w: A, t: int, s: dict[str, A]) -> A:
+    g = slope(w)
+    s["v"] = 0.9 * s.get("v", 0) + 0.1 * g**2
+    s["m"] = 0.5 * s.get("m", 0) + 0.1 * g / (np.sqrt(s["v"]) + 1e-7)
+    return w - s["m"]
+
+
+def rmsprop_centered(w: A, t: int, s: dict[str, A]) -> A:
+    g = slope(w)
+    s["v"] = 0.9 * s.get("v", 0) + 0.1 * g**2
+    s["mean"] = 0.9 * s.get("mean", 0) + 0.1 * g
+    s["m"] = 0.5 * s.get("m", 0) + 0.1 * g / np.sqrt(s["v"] - s["mean"] ** 2 + 1e-3)
+    return w - s["m"]
+
+
+def lion(w: A, t: int, s: dict[str, A]) -> A:
+    g, m = slope(w), s.get("m", np.zeros_like(w))
+    s["m"] = 0.95 * m + 0.05 * g
+    return w - 0.03 * (np.sign(0.8 * m + 0.2 * g) + 0.1 * w)
+
+
+def lamb(w: A, t: int, s: dict[str, A]) -> A:
+    g = slope(w)
+    s["m"] = 0.8 * s.get("m", 0) + 0.2 * g
+    s["v"] = 0.95 * s.get("v", 0) + 0.05 * g**2
+    u = (s["m"] / (1 - 0.8**t)) / (np.sqrt(s["v"] / (1 - 0.95**t)) + 1e-6) + 0.3 * w
+    return w - 0.05 * np.linalg.norm(w) / np.linalg.norm(u) * u
+
+
+def lars(w: A, t: int, s: dict[str, A]) -> A:
+    g = slope(w)
+    size = np.linalg.norm(w)
+    ratio = 0.02 * size / (np.linalg.norm(g) + 0.1 * size + 1e-9)
+    s["m"] = 0.9 * s.get("m", 0) + 0.5 * ratio * (g + 0.1 * w)
+    return w - s["m"]
+
+
 RULES: list[tuple[Optimizer, Callable[[A, int, dict[str, A]], A]]] = [
     (SGD(0.1), sgd),
     (SGD(0.1, weight_decay=0.2), decayed),
@@ -90,6 +127,11 @@ RULES: list[tuple[Optimizer, Callable[[A, int, dict[str, A]], A]]] = [
     (AdamW(0.1, 0.8, 0.95, weight_decay=0.3), adamw),
     (RMSProp(0.1), rmsprop),
     (Adagrad(0.1), adagrad),
+    (RMSProp(0.1, momentum=0.5), rmsprop_momentum),
+    (RMSProp(0.1, epsilon=1e-3, momentum=0.5, centered=True), rmsprop_centered),
+    (Lion(0.03, 0.8, 0.95, weight_decay=0.1), lion),
+    (Lamb(0.05, 0.8, 0.95, weight_decay=0.3), lamb),
+    (LARS(0.5, 0.9, trust=0.02, weight_decay=0.1), lars),
 ]
 
 

@@ -30,6 +30,7 @@ from nbflow.backends.numpy import (
     sets,
     shape,
     state,
+    updates,
 )
 from nbflow.errors import GraphError
 
@@ -49,6 +50,7 @@ FAMILIES = (
     conv,
     random,
     state,
+    updates,
     data,
 )
 

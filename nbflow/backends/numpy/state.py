@@ -7,7 +7,7 @@ one pass over memory, and no fresh arrays in steady state.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -104,22 +104,42 @@ def assign_sub(ctx: Context, cell: Cell, value: Array, *, variable: str, shape: 
 Update = Callable[..., None]
 
 
-def _apply(update: Update, cells: tuple[Cell, ...], grad: Array, variable: str) -> tuple[()]:
+def apply_chunks(
+    update: Update, cells: tuple[Cell, ...], grad: Array, variable: str, gate: Array | None = None
+) -> tuple[()]:
     """Calls `update(value, *slots, grad)` on matching flat chunks of the variable, its slots and the gradient.
 
-    The variable's lock is held, so two replicas that update one variable at once do not mix.
+    The variable's lock is held, so two replicas that update one variable at once do not mix. A false `gate` leaves all
+    as it is.
     """
+    if gate is not None and not gate:
+        return ()
     with cells[0].lock:
-        values = [_value(cell, variable) for cell in cells]
-        _check(grad, values[0].shape, values[0].dtype, variable)
-        flat = [v.reshape(-1) for v in values] + [grad.reshape(-1)]
-        for start in range(0, grad.size, _CHUNK):
-            update(*(a[start : start + _CHUNK] for a in flat))
+        for chunk in chunks(cells, grad, variable):
+            update(*chunk)
     return ()
 
 
+def chunks(cells: tuple[Cell, ...], grad: Array, variable: str) -> Iterator[tuple[Array, ...]]:
+    """Matching flat chunks of the cells' values and the gradient. The caller holds the variable's lock."""
+    values = [_value(cell, variable) for cell in cells]
+    _check(grad, values[0].shape, values[0].dtype, variable)
+    flat = [v.reshape(-1) for v in values] + [grad.reshape(-1)]
+    for start in range(0, grad.size, _CHUNK):
+        yield tuple(a[start : start + _CHUNK] for a in flat)
+
+
 @TABLE.implements("apply_sgd")
-def apply_sgd(ctx: Context, cell: Cell, lr: Array, grad: Array, *, variable: str, weight_decay: float) -> tuple[()]:
+def apply_sgd(
+    ctx: Context,
+    cell: Cell,
+    lr: Array,
+    grad: Array,
+    gate: Array | None = None,
+    *,
+    variable: str,
+    weight_decay: float,
+) -> tuple[()]:
     def update(w: Array, g: Array) -> None:
         a = scratch(w.dtype, 0)[: w.size]
         if weight_decay:
@@ -131,7 +151,7 @@ def apply_sgd(ctx: Context, cell: Cell, lr: Array, grad: Array, *, variable: str
             np.multiply(g, lr, out=a)
         np.subtract(w, a, out=w)
 
-    return _apply(update, (cell,), grad, variable)
+    return apply_chunks(update, (cell,), grad, variable, gate)
 
 
 @TABLE.implements("apply_momentum")
@@ -141,6 +161,7 @@ def apply_momentum(
     momentum_cell: Cell,
     lr: Array,
     grad: Array,
+    gate: Array | None = None,
     *,
     variable: str,
     momentum: float,
@@ -164,7 +185,7 @@ def apply_momentum(
             np.multiply(m, lr, out=a)
         np.subtract(w, a, out=w)
 
-    return _apply(update, (cell, momentum_cell), grad, variable)
+    return apply_chunks(update, (cell, momentum_cell), grad, variable, gate)
 
 
 @TABLE.implements("apply_adam")
@@ -176,6 +197,7 @@ def apply_adam(
     iterations: Array,
     lr: Array,
     grad: Array,
+    gate: Array | None = None,
     *,
     variable: str,
     beta1: float,
@@ -208,7 +230,7 @@ def apply_adam(
             np.multiply(w, number(decay), out=w)
         np.subtract(w, a, out=w)
 
-    return _apply(update, (cell, m_cell, v_cell), grad, variable)
+    return apply_chunks(update, (cell, m_cell, v_cell), grad, variable, gate)
 
 
 @TABLE.implements("apply_rmsprop")
@@ -218,6 +240,7 @@ def apply_rmsprop(
     v_cell: Cell,
     lr: Array,
     grad: Array,
+    gate: Array | None = None,
     *,
     variable: str,
     rho: float,
@@ -236,7 +259,7 @@ def apply_rmsprop(
         np.multiply(a, lr, out=a)
         np.subtract(w, a, out=w)
 
-    return _apply(update, (cell, v_cell), grad, variable)
+    return apply_chunks(update, (cell, v_cell), grad, variable, gate)
 
 
 @TABLE.implements("apply_adagrad")
@@ -246,6 +269,7 @@ def apply_adagrad(
     sum_cell: Cell,
     lr: Array,
     grad: Array,
+    gate: Array | None = None,
     *,
     variable: str,
     epsilon: float,
@@ -260,4 +284,4 @@ def apply_adagrad(
         np.multiply(a, lr, out=a)
         np.subtract(w, a, out=w)
 
-    return _apply(update, (cell, sum_cell), grad, variable)
+    return apply_chunks(update, (cell, sum_cell), grad, variable, gate)

@@ -1,0 +1,96 @@
+"""Clipping gradients: by value, by the norm of each, by the norm of all. What `minimize(clip=…)` takes.
+
+The functions take and give lists of gradients as `nf.gradients` makes them; None, where there is none, stays None.
+In `minimize` they see the gradients of the whole batch, joined over the replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nbflow.errors import GraphError
+from nbflow.graph import Tensor
+from nbflow.ops import add_n, astype, maximum, minimum, sqrt, square, sum
+
+Gradients = Sequence[Tensor | None]
+# From all gradients of a step to as many of the same shapes and dtypes.
+Clipper = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+def clip_by_value(grads: Gradients, low: float, high: float | None = None) -> list[Tensor | None]:
+    """Each element into low…high; with one number, into -low…low."""
+    if high is None:
+        low, high = -_limit(low, "the limit"), low
+    if not low <= high:
+        raise GraphError(f"clip_by_value needs low <= high, got {low} and {high}")
+    return [None if g is None else minimum(maximum(g, low), high) for g in grads]
+
+
+def clip_by_norm(grads: Gradients, limit: float) -> list[Tensor | None]:
+    """Each gradient g times limit / max(‖g‖₂, limit): no norm stays above `limit`."""
+    most = _limit(limit, "the limit")
+    return [None if g is None else _scaled(g, global_norm([g]), most) for g in grads]
+
+
+def clip_by_global_norm(grads: Gradients, limit: float) -> list[Tensor | None]:
+    """All gradients times limit / max(n, limit), n = global_norm(grads). Pascanu et al., arXiv 1211.5063, algorithm 1.
+
+    A gradient that is not finite makes them all NaN, rather than moving the variables by something arbitrary.
+    """
+    most = _limit(limit, "the limit")
+    norm = global_norm(grads)
+    return [None if g is None else _scaled(g, norm, most) for g in grads]
+
+
+def global_norm(grads: Gradients) -> Tensor:
+    """√Σ‖g‖², a scalar: float64 if a gradient is, else float32, as squares of float16 overflow soon.
+
+    Raises GraphError when all gradients are None.
+    """
+    found = [g for g in grads if g is not None]
+    if not found:
+        raise GraphError("there is no norm of no gradients: all of them are None")
+    dtype = "float64" if any(g.dtype.itemsize > 4 for g in found) else "float32"
+    squares = [sum(square(g if g.dtype == dtype else astype(g, dtype))) for g in found]
+    return sqrt(add_n(squares) if len(squares) > 1 else squares[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """How `minimize(clip=…)` clips: exactly one of `value`, `norm` and `global_norm`; see the functions of the names.
+
+    `nf.optim.Adam().minimize(loss, clip=nf.optim.Clip(global_norm=1.0))`
+    """
+
+    value: float | None = None
+    norm: float | None = None
+    global_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k in ("value", "norm", "global_norm") if (v := getattr(self, k)) is not None}
+        if len(given) != 1:
+            raise GraphError(f"Clip takes exactly one of value, norm and global_norm, got {sorted(given) or 'none'}")
+        for what, limit in given.items():
+            _limit(limit, what)
+
+    def __call__(self, grads: list[Tensor]) -> list[Tensor]:
+        if self.value is not None:
+            made = clip_by_value(grads, self.value)
+        elif self.norm is not None:
+            made = clip_by_norm(grads, self.norm)
+        else:
+            assert self.global_norm is not None  # one of the three is given
+            made = clip_by_global_norm(grads, self.global_norm)
+        return [g for g in made if g is not None]
+
+
+def _scaled(grad: Tensor, norm: Tensor, limit: float) -> Tensor:
+    factor = limit / maximum(norm, limit)
+    return grad * (factor if factor.dtype == grad.dtype else astype(factor, grad.dtype))
+
+
+def _limit(value: float, what: str) -> float:
+    if not value > 0:
+        raise GraphError(f"{what} of clipping is positive, not {value}")
+    return float(value)
