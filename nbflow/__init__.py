@@ -4,7 +4,7 @@ Reading order, which is the order in which data passes:
 
     errors spec device events            the words
     op graph owner rewrite verify        ops, nodes, whose they are, copies, invariants
-    ops linalg nn random variable        what users build with
+    ops linalg fft nn random variable    what users build with
     autodiff layers optim data           gradients, variables under a name, updates, datasets
     parallel optimize cost placement     which graph really runs, and where
     partition compile plan explain       one flat program a device
@@ -19,7 +19,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nbflow import cluster, data, errors, events, layers, linalg, nn, ops, optim, random, testing, train
+from nbflow import cluster, data, errors, events, fft, layers, linalg, nn, ops, optim, random, testing, train
 from nbflow import codec as codec  # makes Graph.to_proto work
 from nbflow.autodiff import gradients
 from nbflow.current import current_session, describe, drop_state, get_cluster, placement, run, set_cluster
@@ -52,6 +52,7 @@ __all__ = [
     "drop_state",
     "errors",
     "events",
+    "fft",
     "get_cluster",
     "get_graph",
     "gradients",

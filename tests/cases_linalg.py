@@ -194,3 +194,82 @@ for _ord, _op in (("fro", "sqrt"), ("nuc", "svd"), (2, "svd"), (-2, "svd"), (1, 
 row("svd", nf.linalg.matrix_rank, [np.array([[1.0, 2.0], [2.0, 4.0]])], lambda x: np.array(1))
 row("svd", nf.linalg.matrix_rank, [f(2, 3, 4)], lambda x: np.array([3, 3]))
 row("svd", lambda x: nf.linalg.matrix_rank(x, rtol=0.3), [np.diag([4.0, 3.0, 1.0])], lambda x: np.array(2))
+
+# --- Fourier transforms ----------------------------------------------------------------------------------------------
+
+for _name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"):
+    _real_input = _name in ("rfft", "ihfft")
+    _mine, _theirs = getattr(nf.fft, _name), getattr(np.fft, _name)
+    _op = {"fft": "fftn", "ifft": "ifftn", "rfft": "rfftn", "ihfft": "rfftn"}.get(_name, "irfftn")
+    for _inputs in ([f(5)], [f(2, 6)]) if _real_input else ([z(5)], [z(2, 6)], [z(4, dtype="complex64")]):
+        for _args in ({}, {"n": 3}, {"n": 8, "norm": "ortho"}, {"axis": 0, "norm": "forward"}):
+            row(_op, lambda x, g=_mine, a=_args: g(x, **a), _inputs, lambda x, g=_theirs, a=_args: g(x, **a))
+row("fftn", nf.fft.fft, [f(5, dtype="float32")], np.fft.fft)
+row("irfftn", nf.fft.irfft, [f(4)], np.fft.irfft)
+for _name in ("fftn", "ifftn", "rfftn", "irfftn"):
+    _mine, _theirs = getattr(nf.fft, _name), getattr(np.fft, _name)
+    for _args in ({}, {"axes": (0, -1)}, {"s": (3, 5)}, {"s": (4, 6), "axes": (2, 0), "norm": "ortho"}):
+        _full = {"axes": (-2, -1), **_args} if "s" in _args else _args
+        row(_name, lambda x, g=_mine, a=_args: g(x, **a), [f(2, 3, 4) if _name == "rfftn" else z(2, 3, 4)],
+            lambda x, g=_theirs, a=_full: g(x, **a))  # fmt: skip
+for _n in (1, 4, 5):
+    row("constant", lambda n=_n: nf.fft.fftfreq(n, d=0.5, dtype="float64"), [], lambda n=_n: np.fft.fftfreq(n, 0.5))
+    row("constant", lambda n=_n: nf.fft.rfftfreq(n), [], lambda n=_n: np.fft.rfftfreq(n).astype("float32"))
+for _name in ("fftshift", "ifftshift"):
+    _mine, _theirs = getattr(nf.fft, _name), getattr(np.fft, _name)
+    for _axes in (None, 0, (0, 1)):
+        row(_name, lambda x, g=_mine, a=_axes: g(x, axes=a), [f(4, 5)], lambda x, g=_theirs, a=_axes: g(x, a),
+            differentiable=2)  # fmt: skip
+
+# --- indexing by tensors and masks -----------------------------------------------------------------------------------
+
+_i, _j = np.array([0, 2, -1]), np.array([1, 0, 1])
+_table = np.array([[0, 1], [2, 0]])
+
+
+def pick(op: str, key: Callable[..., Any], inputs: Any, **more: Any) -> None:
+    """`x[key(...)]` in both worlds."""
+    order = more.pop("differentiable", 2)
+    row(op, lambda x, *k: x[key(*k)], inputs, lambda x, *k: np.asarray(x[key(*k)]), differentiable=order, **more)
+
+
+_x3, _x4 = f(3, 3, 4), f(3, 2, 3, 4)
+pick("gather_nd", lambda a, b: (a, b), [_x3, _i, _j])
+pick("gather_nd", lambda a, b: (a, b), [_x3, _table, np.array([1, 2])])
+pick("gather_nd", lambda a, b: (slice(None), a, b), [_x3, _i, _j])
+pick("gather_nd", lambda a, b: (..., a, b), [_x3, _i, _j])
+pick("gather_nd", lambda a, b: (..., a, b, slice(1, 3)), [_x3, _i, _j])
+pick("gather_nd", lambda a, b: (a, slice(None), b), [_x3, _i, _j], unranked=False)
+pick("gather_nd", lambda a, b: (a, None, b), [_x3, _i, _j], unranked=False)
+pick("gather_nd", lambda a, b: (slice(None), a, ..., b), [_x3, _i, _j], unranked=False)
+pick("gather_nd", lambda a, b: (slice(None), a, slice(1, None), b), [_x4, _j, _i], unranked=False, differentiable=1)
+pick("gather_nd", lambda a, b: (1, a, b), [_x3, _i, _j])
+pick("gather_nd", lambda a, b, c: (a, b, c), [_x3, _i, _j, np.array(2)])
+pick("gather_nd", lambda a, b: (a[:0], b[:0]), [_x3, _i, _j], differentiable=1)
+pick("take", lambda a: (0, slice(None), a), [_x3, _i], unranked=False)
+pick("take", lambda a: (a, 0), [_x3, _i])
+pick("take", lambda a: (slice(1, None), a), [_x3, _i])
+pick("take", lambda a: (None, ..., a), [_x3, _i])
+pick("take", lambda: [], [_x3])
+pick("take", lambda: [2, 0], [_x3])
+pick("take", lambda m: m, [f(5), b(5)], unranked=False)
+pick("take", lambda m: m, [_x3, b(3)], unranked=False)
+pick("gather_nd", lambda m: m, [_x3, b(3, 3)], unranked=False)
+pick("gather_nd", lambda m: m, [_x3, b(3, 3, 4)], unranked=False)
+pick("gather_nd", lambda m: (slice(None), m), [_x3, b(3, 4)], unranked=False)
+pick("take", lambda m: (..., m), [_x3, b(4)], unranked=False)
+pick("take", lambda m: (1, m, slice(0, 2)), [_x3, b(3)], unranked=False)
+pick("gather_nd", lambda a, m: (a, m), [_x3, np.array(1), b(3, 4)], unranked=False)
+pick("gather_nd", lambda m: (m, slice(None), np.array(2)), [_x3, b(3)], unranked=False)
+pick("take", lambda m: m, [f(3, 2), np.zeros(3, bool)], unranked=False)
+
+
+def _scattered(x: np.ndarray, p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    out = np.zeros_like(x)
+    for a, c in zip(p, q, strict=True):
+        out[a, c] += 3 * x[a, c] ** 2
+    return out
+
+
+row("scatter_nd_add", lambda x, p, q: nf.gradients(nf.sum(x[p, q] ** 3.0), [x])[0], [f(3, 3), _i, _j], _scattered,
+    differentiable=1)  # fmt: skip

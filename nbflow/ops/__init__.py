@@ -9,6 +9,7 @@ from nbflow.operators import TENSOR_METHODS
 from nbflow.ops import conv as conv
 from nbflow.ops import data as data
 from nbflow.ops import decompositions as decompositions
+from nbflow.ops import fourier as fourier
 from nbflow.ops import matrices as matrices
 from nbflow.ops import nn as nn
 from nbflow.ops import norms as norms
@@ -103,7 +104,6 @@ from nbflow.ops.elementwise import (
 from nbflow.ops.indexing import (
     argsort,
     gather,
-    getitem,
     one_hot,
     scatter_add,
     sort,
@@ -115,6 +115,9 @@ from nbflow.ops.joining import (
     split,
     stack,
     unstack,
+)
+from nbflow.ops.keys import (
+    getitem,
 )
 from nbflow.ops.linalg import (
     matmul,

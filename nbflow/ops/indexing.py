@@ -1,25 +1,25 @@
 """What picks elements by index, and puts gradients back where they were picked: getitem, take, scatter, one_hot, sort.
 
+How `x[key]` is read stands in `keys.py`.
+
 Indices are integer tensors; negative ones count from the end, others out of range are an error at run time.
 """
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from nbflow import op
-from nbflow.errors import DTypeError, ShapeError
+from nbflow.errors import ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import (
     DEFAULT_FLOAT,
     INT64,
     ArrayLike,
-    as_tensor,
     build,
     convert,
     require_kind,
@@ -104,57 +104,6 @@ op.define(
     doc="The transpose of getitem: the values where the index points, zeros elsewhere. inputs: values, and the shape "
     "unless known. attrs: index, shape.",
 )
-
-
-def getitem(x: ArrayLike, key: Any, /, *, name: str | None = None) -> Tensor:
-    """`x[key]`: ints, slices, None, Ellipsis; or one integer tensor (or list of ints) and otherwise full slices.
-
-    Boolean masks are not indices here: the result's shape would depend on values. `nf.where` is what to use instead.
-    """
-    tensor = convert(x)
-    items = key if isinstance(key, tuple) else (key,)
-    index: list[Any] = []
-    gathers: list[tuple[int, Tensor]] = []
-    for item in items:
-        found = _index_item(item)
-        if isinstance(found, Tensor):
-            gathers.append((len(index), found))
-            index.append((None, None, None))
-        else:
-            index.append(found)
-    if sum(item == "..." for item in index) > 1:
-        raise ShapeError("an index has at most one '...'")
-    if not gathers:
-        return build("getitem", (tensor,), {"index": tuple(index)}, name=name)
-    place, indices = gathers[0]
-    if len(gathers) > 1 or any(i != (None, None, None) for i in index):
-        raise ShapeError("a tensor indexes one dimension, beside full slices; index in two steps, or use nf.take")
-    return take(tensor, indices, axis=place, name=name)
-
-
-def _index_item(item: Any) -> Any:
-    if item is None:
-        return "newaxis"
-    if isinstance(item, types.EllipsisType):
-        return "..."
-    if isinstance(item, slice):
-        return tuple(None if v is None else _int(v) for v in (item.start, item.stop, item.step))
-    tensor = as_tensor(item)
-    if tensor is None and isinstance(item, (list, np.ndarray)):
-        tensor = convert(item)
-    if tensor is None:
-        return _int(item)
-    require_kind(tensor.spec, "iu", "an index is an integer tensor (for a boolean mask use nf.where)")
-    return tensor
-
-
-def _int(value: Any) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise DTypeError("a boolean is not an index; use nf.where")
-    try:
-        return int(value.__index__())
-    except AttributeError:
-        raise DTypeError(f"an index is an int, a slice, None, '...' or an integer tensor, not {value!r}") from None
 
 
 # --- take and scatter ------------------------------------------------------------------------------------------------

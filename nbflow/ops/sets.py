@@ -14,7 +14,18 @@ from nbflow import op
 from nbflow.errors import ShapeError
 from nbflow.graph import Tensor
 from nbflow.op import Attrs, Cost
-from nbflow.ops._build import BOOL, INT64, ArrayLike, build, build_node, convert, convert_all, known_rank, promote
+from nbflow.ops._build import (
+    BOOL,
+    INT64,
+    ArrayLike,
+    build,
+    build_node,
+    convert,
+    convert_all,
+    known_rank,
+    promote,
+    require_kind,
+)
 from nbflow.ops.elementwise import astype
 from nbflow.ops.indexing import take
 from nbflow.ops.reduction import Axis
@@ -35,6 +46,8 @@ def _nonzero_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tenso
     rank = known_rank(inputs[0], "nonzero")
     if rank == 0:
         raise ShapeError("nonzero of a scalar: there are no dimensions to index; use nf.where")
+    if len(inputs) > 1:
+        require_kind(inputs[1], "iu", "a shape holds integers")
     return [TensorSpec((None,), INT64)] * rank
 
 
@@ -43,7 +56,7 @@ op.define(
     infer=_nonzero_infer,
     gradient=None,
     doc="The indices of the elements that are not 0, in row-major order: an int64 vector for each dimension, of a "
-    "length that the run knows.",
+    "length that the run knows. inputs: x, and the shape that it must have, if that is to be checked.",
 )
 
 

@@ -18,6 +18,8 @@ from nbflow.backends.numpy import (
     creation,
     data,
     elementwise,
+    fourier,
+    gathering,
     indexing,
     joining,
     linalg,
@@ -30,7 +32,6 @@ from nbflow.backends.numpy import (
     sets,
     shape,
     state,
-    updates,
 )
 from nbflow.errors import GraphError
 
@@ -41,16 +42,17 @@ FAMILIES = (
     manipulation,
     joining,
     indexing,
+    gathering,
     reduction,
     linalg,
     numbers,
     sets,
     matrices,
+    fourier,
     nn,
     conv,
     random,
     state,
-    updates,
     data,
 )
 

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 
 from nbflow.backends.base import Table
+from nbflow.errors import ShapeError
 
 TABLE = Table()
 A = np.ndarray[Any, Any]
 
 
 @TABLE.implements("nonzero")
-def _nonzero(x: A) -> A | tuple[A, ...]:
+def _nonzero(x: A, shape: A | None = None) -> A | tuple[A, ...]:
+    if shape is not None and x.shape != tuple(shape.tolist()):
+        raise ShapeError(f"a mask of {x.shape} does not fit dimensions of {tuple(shape.tolist())}")
     # numpy gives views of one array; each output owns its memory, so that one kept does not keep all.
     found = tuple(np.array(i) for i in np.nonzero(x))
     return found if len(found) > 1 else found[0]
