@@ -28,6 +28,7 @@ from nbflow.explain import graph_json
 from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.notebook import load_ipython_extension, show, unload_ipython_extension
 from nbflow.ops import *  # noqa: F403  # the list is `nbflow.ops.__all__`
+from nbflow.ops.composed import e, inf, nan, newaxis, pi
 from nbflow.session import Session
 from nbflow.spec import TensorSpec
 from nbflow.variable import Variable, trainable_variables
@@ -50,6 +51,7 @@ __all__ = [
     "describe",
     "device",
     "drop_state",
+    "e",
     "errors",
     "events",
     "fft",
@@ -57,12 +59,16 @@ __all__ = [
     "get_graph",
     "gradients",
     "graph_json",
+    "inf",
     "layers",
     "linalg",
     "load_ipython_extension",
     "name_scope",
+    "nan",
+    "newaxis",
     "nn",
     "optim",
+    "pi",
     "placement",
     "random",
     "run",

@@ -16,6 +16,19 @@ from nbflow.ops import norms as norms
 from nbflow.ops import random as random
 from nbflow.ops import solving as solving
 from nbflow.ops import state as state
+from nbflow.ops.composed import (
+    asarray,
+    broadcast_arrays,
+    cumulative_prod,
+    diff,
+    empty,
+    empty_like,
+    from_dlpack,
+    meshgrid,
+)
+from nbflow.ops.contraction import (
+    einsum,
+)
 from nbflow.ops.creation import (
     arange,
     constant,
@@ -228,6 +241,7 @@ __all__ = [
     "argmax",
     "argmin",
     "argsort",
+    "asarray",
     "asin",
     "asinh",
     "astype",
@@ -240,6 +254,7 @@ __all__ = [
     "bitwise_or",
     "bitwise_right_shift",
     "bitwise_xor",
+    "broadcast_arrays",
     "broadcast_to",
     "can_cast",
     "ceil",
@@ -251,8 +266,13 @@ __all__ = [
     "cos",
     "cosh",
     "count_nonzero",
+    "cumulative_prod",
     "cumulative_sum",
+    "diff",
     "divide",
+    "einsum",
+    "empty",
+    "empty_like",
     "equal",
     "erf",
     "exp",
@@ -263,6 +283,7 @@ __all__ = [
     "flip",
     "floor",
     "floor_divide",
+    "from_dlpack",
     "full",
     "full_like",
     "gather",
@@ -297,6 +318,7 @@ __all__ = [
     "max",
     "maximum",
     "mean",
+    "meshgrid",
     "min",
     "minimum",
     "moveaxis",

@@ -84,21 +84,28 @@ def _argmin(x: A, *, axis: int | None, keepdims: bool, out: A | None = None) -> 
     return made
 
 
-@TABLE.implements("cumulative_sum")
-def _cumulative_sum(x: A, *, axis: int, include_initial: bool, dtype: np.dtype[Any] | None, out: A | None = None) -> A:
-    if dtype is None and x.dtype.kind in "fc":
-        dtype = x.dtype
-    if not include_initial:
-        made: A = np.add.accumulate(x, axis=axis, dtype=_wide(x.dtype) if dtype is None else dtype, out=out)
-        return made
-    if out is None:
-        place = axis % x.ndim
-        shape = (*x.shape[:place], x.shape[place] + 1, *x.shape[place + 1 :])
-        out = np.empty(shape, _wide(x.dtype) if dtype is None else dtype)
-    lines = np.moveaxis(out, axis, 0)
-    lines[0] = 0
-    np.add.accumulate(np.moveaxis(x, axis, 0), axis=0, dtype=out.dtype, out=lines[1:])
-    return out
+def _running(ufunc: np.ufunc, initial: int) -> Implementation:
+    def implementation(
+        x: A, *, axis: int, include_initial: bool, dtype: np.dtype[Any] | None, out: A | None = None
+    ) -> A:
+        if dtype is None:
+            dtype = _wide(x.dtype)
+        if not include_initial:
+            made: A = ufunc.accumulate(x, axis=axis, dtype=dtype, out=out)
+            return made
+        if out is None:
+            place = axis % x.ndim
+            out = np.empty((*x.shape[:place], x.shape[place] + 1, *x.shape[place + 1 :]), dtype)
+        lines = np.moveaxis(out, axis, 0)
+        lines[0] = initial
+        ufunc.accumulate(np.moveaxis(x, axis, 0), axis=0, dtype=out.dtype, out=lines[1:])
+        return out
+
+    return implementation
+
+
+TABLE["cumulative_sum"] = _running(np.add, 0)
+TABLE["cumulative_prod"] = _running(np.multiply, 1)
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
