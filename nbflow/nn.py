@@ -1,7 +1,23 @@
 """`nf.nn`: neural-network ops. See `nbflow/ops/nn.py` and `nbflow/ops/conv.py`."""
 
+from nbflow.ops.activations import (
+    celu,
+    hard_sigmoid,
+    hard_swish,
+    hard_tanh,
+    log_sigmoid,
+    mish,
+    prelu,
+    relu6,
+    selu,
+    shrink,
+    softsign,
+    thresholded_relu,
+)
 from nbflow.ops.conv import avg_pool2d, conv2d, depthwise_conv2d, max_pool2d
+from nbflow.ops.conv_more import conv1d, conv_transpose2d, global_avg_pool, global_max_pool
 from nbflow.ops.elementwise import tanh
+from nbflow.ops.losses import cosine_similarity, hinge, huber, kl_divergence, mean_absolute_error, sigmoid_focal
 from nbflow.ops.nn import (
     attention,
     batch_norm,
@@ -22,29 +38,55 @@ from nbflow.ops.nn import (
     softmax_cross_entropy,
     softplus,
 )
+from nbflow.ops.normalization import group_norm, instance_norm, rms_norm
 
 __all__ = [
     "attention",
     "avg_pool2d",
     "batch_norm",
+    "celu",
+    "conv1d",
     "conv2d",
+    "conv_transpose2d",
+    "cosine_similarity",
     "depthwise_conv2d",
     "dropout",
     "elu",
     "embedding_lookup",
     "gelu",
+    "global_avg_pool",
+    "global_max_pool",
+    "group_norm",
+    "hard_sigmoid",
+    "hard_swish",
+    "hard_tanh",
+    "hinge",
+    "huber",
+    "instance_norm",
+    "kl_divergence",
     "layer_norm",
     "leaky_relu",
+    "log_sigmoid",
     "log_softmax",
     "max_pool2d",
+    "mean_absolute_error",
     "mean_squared_error",
+    "mish",
     "moments",
+    "prelu",
     "relu",
+    "relu6",
+    "rms_norm",
+    "selu",
+    "shrink",
     "sigmoid",
     "sigmoid_cross_entropy",
+    "sigmoid_focal",
     "silu",
     "softmax",
     "softmax_cross_entropy",
     "softplus",
+    "softsign",
     "tanh",
+    "thresholded_relu",
 ]

@@ -34,7 +34,7 @@ _TRANSCENDENTAL = 10.0
 
 
 @contextmanager
-def _scope(name: str | None, default: str, like: Tensor) -> Iterator[None]:
+def op_scope(name: str | None, default: str, like: Tensor) -> Iterator[None]:
     """Names made inside start with the user's `name`, or with `default`, numbered."""
     graph = like.graph
     with graph.as_default(), graph.absolute_scope(graph.scoped(name) if name else graph.unique(default)):
@@ -146,14 +146,14 @@ def softplus(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
 def leaky_relu(x: ArrayLike, /, alpha: float = 0.2, *, name: str | None = None) -> Tensor:
     """x where positive, else alpha · x."""
     tensor = convert(x)
-    with _scope(name, "leaky_relu", tensor):
+    with op_scope(name, "leaky_relu", tensor):
         return where(greater(tensor, 0), tensor, tensor * alpha)
 
 
 def elu(x: ArrayLike, /, alpha: float = 1.0, *, name: str | None = None) -> Tensor:
     """x where positive, else alpha · (exp(x) - 1). Clevert et al., arXiv 1511.07289."""
     tensor = convert(x)
-    with _scope(name, "elu", tensor):
+    with op_scope(name, "elu", tensor):
         # The minimum keeps exp from overflowing where it is not used; an infinity there would make a NaN gradient.
         return where(greater(tensor, 0), tensor, expm1(minimum(tensor, 0)) * alpha)
 
@@ -161,7 +161,7 @@ def elu(x: ArrayLike, /, alpha: float = 1.0, *, name: str | None = None) -> Tens
 def gelu(x: ArrayLike, /, approximate: bool = False, *, name: str | None = None) -> Tensor:
     """x · Φ(x), Φ the normal distribution function, or by tanh if approximate. Hendrycks, Gimpel, arXiv 1606.08415."""
     tensor = convert(x)
-    with _scope(name, "gelu", tensor):
+    with op_scope(name, "gelu", tensor):
         if approximate:
             inner = tanh((tensor + tensor * square(tensor) * 0.044715) * math.sqrt(2 / math.pi))
         else:
@@ -172,7 +172,7 @@ def gelu(x: ArrayLike, /, approximate: bool = False, *, name: str | None = None)
 def silu(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
     """x · sigmoid(x)."""
     tensor = convert(x)
-    with _scope(name, "silu", tensor):
+    with op_scope(name, "silu", tensor):
         return tensor * sigmoid(tensor)
 
 
@@ -302,7 +302,7 @@ def softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike, *, name: str | N
             f"{format_shape(scores.shape)}; class ids must be integers (nf.astype)",
             where=target.node.where,
         )
-    with _scope(name, "softmax_cross_entropy", scores):
+    with op_scope(name, "softmax_cross_entropy", scores):
         return -sum(target * log_softmax(scores), axis=-1)
 
 
@@ -312,7 +312,7 @@ def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike, *, name: str | N
     `labels`: probabilities, in the dtype of the logits.
     """
     scores = convert(logits)
-    with _scope(name, "sigmoid_cross_entropy", scores):
+    with op_scope(name, "sigmoid_cross_entropy", scores):
         return softplus(scores) - scores * convert(labels, like=scores)
 
 
@@ -325,7 +325,7 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike, *, name: str 
     second = convert(targets, like=first)
     if second.shape != () and not shape_accepts(first.shape, second.shape):
         raise ShapeError(f"predictions {format_shape(first.shape)} and targets {format_shape(second.shape)} differ")
-    with _scope(name, "mean_squared_error", first):
+    with op_scope(name, "mean_squared_error", first):
         return mean(square(first - second))
 
 
@@ -337,7 +337,7 @@ def moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance over `axis`."""
     tensor = convert(x)
-    with _scope(name, "moments", tensor):
+    with op_scope(name, "moments", tensor):
         middle = mean(tensor, axis=axis, keepdims=True)
         spread = mean(square(tensor - middle), axis=axis, keepdims=keepdims)
         return (middle if keepdims else mean(tensor, axis=axis)), spread
@@ -369,19 +369,19 @@ def batch_norm(
         raise GraphError("batch_norm takes both mean and variance, or neither")
     rank = len(tensor.shape)
     channel = normalize_axis(axis, rank)
-    with _scope(name, "batch_norm", tensor):
+    with op_scope(name, "batch_norm", tensor):
         if mean is None or variance is None:
             middle, spread = moments(tensor, [a for a in range(rank) if a != channel], keepdims=True)
         else:
-            middle, spread = (_along(convert(v, like=tensor), channel, rank) for v in (mean, variance))
+            middle, spread = (along(convert(v, like=tensor), channel, rank) for v in (mean, variance))
         factor = rsqrt(spread + epsilon)
         if scale is not None:
-            factor = factor * _along(convert(scale, like=tensor), channel, rank)
+            factor = factor * along(convert(scale, like=tensor), channel, rank)
         made = (tensor - middle) * factor
-        return made if offset is None else made + _along(convert(offset, like=tensor), channel, rank)
+        return made if offset is None else made + along(convert(offset, like=tensor), channel, rank)
 
 
-def _along(vector: Tensor, axis: int, rank: int) -> Tensor:
+def along(vector: Tensor, axis: int, rank: int) -> Tensor:
     """`vector` as a tensor of `rank` dimensions that lies along `axis`."""
     if axis == rank - 1 or vector.spec.rank == 0:
         return vector
@@ -405,7 +405,7 @@ def layer_norm(
     tensor = convert(x)
     if tensor.spec.rank is not None:
         normalize_axes(axis, tensor.spec.rank)
-    with _scope(name, "layer_norm", tensor):
+    with op_scope(name, "layer_norm", tensor):
         centred = tensor - mean(tensor, axis=axis, keepdims=True)
         made = centred * rsqrt(mean(square(centred), axis=axis, keepdims=True) + epsilon)
         if scale is not None:
@@ -426,7 +426,7 @@ def dropout(x: ArrayLike, /, rate: float, training: bool | Tensor = True, *, nam
     decision = as_tensor(training)
     if rate == 0 or (decision is None and not training):
         return identity(tensor, name=name)
-    with _scope(name, "dropout", tensor):
+    with op_scope(name, "dropout", tensor):
         kept = greater_equal(uniform_like(tensor), rate)
         dropped = where(kept, tensor * (1 / (1 - rate)), 0.0)
         return dropped if decision is None else where(decision, dropped, tensor)
@@ -465,7 +465,7 @@ def attention(
     A query that sees no key gets the plain mean of the values.
     """
     query, key, value = convert(q), convert(k), convert(v)
-    with _scope(name, "attention", query):
+    with op_scope(name, "attention", query):
         if scale is None:
             scale = 1 / math.sqrt(_depth(query))
         scores = matmul(query * scale, key, transpose_b=True)

@@ -1,0 +1,108 @@
+"""Normalisation within each example: by groups of channels, by channel, by the root mean square."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nbflow.errors import ShapeError
+from nbflow.graph import Tensor
+from nbflow.ops._build import ArrayLike, convert
+from nbflow.ops.elementwise import rsqrt, square
+from nbflow.ops.nn import along, moments, op_scope
+from nbflow.ops.reduction import mean
+from nbflow.ops.shape import reshape, shape_of
+from nbflow.spec import format_shape, normalize_axes, normalize_axis
+
+
+def rms_norm(
+    x: ArrayLike,
+    /,
+    scale: ArrayLike | None = None,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-6,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """x / √(mean(x²) + epsilon) · scale, over `axis` of each example. Zhang and Sennrich, arXiv 1910.07467."""
+    tensor = convert(x)
+    if tensor.spec.rank is not None:
+        normalize_axes(axis, tensor.spec.rank)
+    with op_scope(name, "rms_norm", tensor):
+        made = tensor * rsqrt(mean(square(tensor), axis=axis, keepdims=True) + epsilon)
+        return made if scale is None else made * convert(scale, like=tensor)
+
+
+def instance_norm(
+    x: ArrayLike,
+    /,
+    scale: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """Each channel of each example to mean 0 and variance 1, then · scale + offset. Ulyanov et al., arXiv 1607.08022.
+
+    - x: (n, …, channels), or channels at `axis`, with at least one dimension besides.
+    - `scale`, `offset`: one number a channel.
+    """
+    tensor = convert(x)
+    rank, channel = _checked(tensor, axis, "instance_norm")
+    with op_scope(name, "instance_norm", tensor):
+        middle, spread = moments(tensor, [a for a in range(1, rank) if a != channel], keepdims=True)
+        return _scaled((tensor - middle) * rsqrt(spread + epsilon), scale, offset, channel, rank)
+
+
+def group_norm(
+    x: ArrayLike,
+    groups: int,
+    scale: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """Each of `groups` groups of channels of each example to mean 0 and variance 1, then · scale + offset.
+
+    - x: (n, …, channels), or channels at `axis`; their number must be known and divide into the groups.
+    - `scale`, `offset`: one number a channel.
+
+    Wu and He, arXiv 1803.08494. Raises ShapeError for channels that do not divide.
+    """
+    tensor = convert(x)
+    rank, channel = _checked(tensor, axis, "group_norm")
+    channels = (tensor.shape or ())[channel]
+    if channels is None or groups < 1 or channels % groups:
+        raise ShapeError(
+            f"group_norm divides a known number of channels into groups: {tensor.name} {format_shape(tensor.shape)} "
+            f"has {channels} along axis {axis}, {groups} groups are asked for"
+        )
+    with op_scope(name, "group_norm", tensor):
+        dynamic = None
+        sizes: list[Tensor | int] = []
+        for number, size in enumerate(tensor.shape or ()):
+            if size is None and dynamic is None:
+                dynamic = shape_of(tensor)
+            sizes.append(size if size is not None or dynamic is None else dynamic[number])
+        split = [*sizes[:channel], groups, channels // groups, *sizes[channel + 1 :]]
+        parts = reshape(tensor, split)
+        middle, spread = moments(parts, [a for a in range(1, rank + 1) if a != channel], keepdims=True)
+        made = reshape((parts - middle) * rsqrt(spread + epsilon), sizes)
+        return _scaled(made, scale, offset, channel, rank)
+
+
+def _checked(x: Tensor, axis: int, what: str) -> tuple[int, int]:
+    """(rank, channel axis)."""
+    if x.shape is None or len(x.shape) < 2:
+        raise ShapeError(f"{what} takes (n, …, channels), not {x.name} {format_shape(x.shape)}", where=x.node.where)
+    channel = normalize_axis(axis, len(x.shape))
+    if channel == 0:
+        raise ShapeError(f"the channels of {what} are not at axis 0, where the examples are", where=x.node.where)
+    return len(x.shape), channel
+
+
+def _scaled(x: Tensor, scale: ArrayLike | None, offset: ArrayLike | None, channel: int, rank: int) -> Tensor:
+    made = x if scale is None else x * along(convert(scale, like=x), channel, rank)
+    return made if offset is None else made + along(convert(offset, like=x), channel, rank)
