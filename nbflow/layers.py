@@ -170,6 +170,58 @@ def layer_norm(
         return nn.layer_norm(tensor, gamma, beta, epsilon=epsilon)
 
 
+def lstm(
+    x: ArrayLike,
+    units: int,
+    return_sequences: bool = True,
+    reverse: bool = False,
+    initializer: Initializer | None = None,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """Long short-term memory over (n, time, features): (n, time, units), or the last step's (n, units).
+
+    `time` must be known: the graph holds a copy of the cell for each step. The forget gate's bias starts at 1
+    (Jozefowicz et al., ICML 2015). See nf.nn.lstm for the formulas.
+    """
+    tensor = _floating(x, "lstm")
+    with _layer(tensor, name, "lstm"):
+        weights, recurrent = _recurrent(tensor, "lstm", _count(units, "units"), 4, initializer)
+        bias = _variable("bias", (4 * units,), tensor.dtype, _forget_ones)
+        outputs, (last, _) = nn.lstm(tensor, weights, recurrent, bias, reverse=reverse)
+        return outputs if return_sequences else last
+
+
+def gru(
+    x: ArrayLike,
+    units: int,
+    return_sequences: bool = True,
+    reverse: bool = False,
+    initializer: Initializer | None = None,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """Gated recurrent units over (n, time, features): (n, time, units), or the last step's (n, units).
+
+    `time` must be known: the graph holds a copy of the cell for each step. See nf.nn.gru for the formulas.
+    """
+    tensor = _floating(x, "gru")
+    with _layer(tensor, name, "gru"):
+        weights, recurrent = _recurrent(tensor, "gru", _count(units, "units"), 3, initializer)
+        bias, inner = (_zeros(what, (3 * units,), tensor.dtype) for what in ("bias", "recurrent_bias"))
+        outputs, last = nn.gru(tensor, weights, recurrent, bias, inner, reverse=reverse)
+        return outputs if return_sequences else last
+
+
+def _recurrent(
+    x: Tensor, layer: str, units: int, gates: int, initializer: Initializer | None
+) -> tuple[Variable, Variable]:
+    """The weights of the inputs and of the state."""
+    features = _known(x, -1, layer)
+    weights = _weights("weights", (features, gates * units), x.dtype, features, units, initializer)
+    return weights, _weights("recurrent", (units, gates * units), x.dtype, units, units, initializer)
+
+
 def multi_head_attention(
     query: ArrayLike,
     heads: int,
@@ -230,6 +282,12 @@ def glorot_uniform(fan_in: int, fan_out: int) -> Initializer:
 
 def _embedding_normal(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
     return draw.normal(shape, 0.0, shape[1] ** -0.5, dtype)
+
+
+def _forget_ones(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+    """1 in the second quarter, the forget gate; else 0."""
+    quarter = shape[0] // 4
+    return convert(np.repeat([0, 1, 0, 0], quarter).astype(dtype))
 
 
 def _no(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:

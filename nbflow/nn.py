@@ -39,6 +39,7 @@ from nbflow.ops.nn import (
     softplus,
 )
 from nbflow.ops.normalization import group_norm, instance_norm, rms_norm
+from nbflow.ops.recurrent import gru, lstm, rnn
 
 __all__ = [
     "attention",
@@ -57,6 +58,7 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "group_norm",
+    "gru",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
@@ -68,6 +70,7 @@ __all__ = [
     "leaky_relu",
     "log_sigmoid",
     "log_softmax",
+    "lstm",
     "max_pool2d",
     "mean_absolute_error",
     "mean_squared_error",
@@ -77,6 +80,7 @@ __all__ = [
     "relu",
     "relu6",
     "rms_norm",
+    "rnn",
     "selu",
     "shrink",
     "sigmoid",

@@ -72,7 +72,8 @@ def conv_transpose2d(
 ) -> Tensor:
     """conv2d the other way, which makes images larger: (n, h, w, channels) → (n, h', w', outputs).
 
-    The filters, (kh, kw, outputs / groups, channels), are those of the conv2d, from `outputs` to `channels`, whose gradient for its images this is.
+    The filters, (kh, kw, outputs / groups, channels), are those of the conv2d, from `outputs` to
+    `channels`, whose gradient for its images this is.
     `output_size` (height, width): when left out size · stride with "SAME", else the smallest that conv2d makes into
     the size of x. Raises ShapeError when heights and widths are not known and no output_size is given.
     """

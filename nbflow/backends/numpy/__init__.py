@@ -32,6 +32,7 @@ from nbflow.backends.numpy import (
     sets,
     shape,
     state,
+    updates,
 )
 from nbflow.errors import GraphError
 
@@ -53,6 +54,7 @@ FAMILIES = (
     conv,
     random,
     state,
+    updates,
     data,
 )
 
