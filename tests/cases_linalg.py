@@ -57,6 +57,8 @@ row("identity", nf.real, [f(3)], np.real, differentiable=2)
 row("identity", nf.conj, [f(3)], np.conj, differentiable=2)
 row("full", nf.imag, [i(3)], np.zeros_like)
 
+row("conj", nf.vecdot, [z(2, 3), z(2, 3, seed=5)], np.vecdot)
+
 # --- searching and sets ----------------------------------------------------------------------------------------------
 
 row("nonzero", nf.nonzero, [i(3, 4, low=0, high=2)], np.nonzero, unranked=False)

@@ -13,6 +13,7 @@ from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import ArrayLike, build, convert_all, int_tuple, known_rank, promote, static_shape, ufunc_dtype
 from nbflow.ops.manipulation import expand_dims, permute_dims, squeeze
+from nbflow.ops.numbers import conj
 from nbflow.ops.reduction import sum as sum_over
 from nbflow.ops.shape import reshape, shape_of, unbroadcast
 from nbflow.spec import Dim, Shape, TensorSpec, broadcast_shapes, format_shape, normalize_axis
@@ -106,8 +107,10 @@ def matmul(
 
 
 def vecdot(x: ArrayLike, y: ArrayLike, /, *, axis: int = -1, name: str | None = None) -> Tensor:
-    """The sum of `x * y` along `axis`."""
+    """The sum of `x * y` along `axis`; complex `x` are conjugated, as in the array API."""
     a, b = convert_all((x, y))
+    if a.dtype.kind == "c":
+        a = conj(a)
     return sum_over(a * b, axis=axis, name=name)
 
 
