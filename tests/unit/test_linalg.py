@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import autograd
+import autograd.numpy as anp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -149,3 +151,27 @@ def test_any_key_picks_what_numpy_picks(key: tuple[Any, ...]) -> None:
             counts = np.zeros(SHAPE)
             np.add.at(counts, key, 1.0)
             np.testing.assert_array_equal(back, 2 * array * counts)
+
+
+_SYMMETRIC = np.array([[4.0, 0.5, -0.3], [0.5, 2.0, 0.2], [-0.3, 0.2, 1.0]])
+_WEIGHTS = np.arange(1.0, 10.0).reshape(3, 3) / 5
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "symmetric"),
+    [
+        (nf.linalg.inv, anp.linalg.inv, False),
+        (nf.linalg.cholesky, anp.linalg.cholesky, True),
+        (lambda x: nf.linalg.eigh(x)[1], lambda x: anp.linalg.eigh(x)[1], True),
+        (lambda x: nf.linalg.svd(x + 1)[0], lambda x: anp.linalg.svd(x + 1, full_matrices=False)[0], False),
+        (lambda x: nf.einsum("ij,jk,il->kl", x, x, x), lambda x: anp.einsum("ij,jk,il->kl", x, x, x), False),
+    ],
+    ids=["inv", "cholesky", "eigh", "svd", "einsum"],
+)
+def test_gradients_agree_with_autograd(mine: Any, theirs: Any, symmetric: bool) -> None:
+    """Rules written by others; ours for symmetric matrices are symmetric, theirs need not be."""
+    wanted = autograd.grad(lambda x: anp.sum(theirs(x) * _WEIGHTS))(_SYMMETRIC)
+    with Graph().as_default():
+        x = nf.placeholder("float64", (3, 3))
+        found = Evaluator().run(nf.gradients(nf.sum(mine(x) * _WEIGHTS), x), {x: _SYMMETRIC})[0]
+    np.testing.assert_allclose(found, (wanted + wanted.T) / 2 if symmetric else wanted, rtol=1e-10, atol=1e-12)
