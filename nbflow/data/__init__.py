@@ -8,20 +8,22 @@ position. Nothing else here touches the graph.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from nbflow.data.files import read
 from nbflow.data.pipeline import FOREVER, Stage, Stages, cardinality, check
 from nbflow.errors import DataError
 from nbflow.graph import Tensor, get_graph
 from nbflow.ops._build import build_node
 from nbflow.spec import KINDS
 
-__all__ = ["Dataset", "from_arrays"]
+__all__ = ["Dataset", "from_arrays", "from_files", "zip"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Tensors = dict[str, Tensor]
@@ -117,7 +119,7 @@ class Dataset:
             name=name,
             graph=graph,
         )
-        batch: Tensors = dict(zip(self.names, node.outputs[:-1], strict=True))
+        batch: Tensors = dict(builtins.zip(self.names, node.outputs[:-1], strict=True))
         for fn in self.maps:
             batch = _mapped(fn, batch)
         return batch
@@ -131,7 +133,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         parts = ", ".join(
-            f"{n}: {a.dtype.name}{list(a.shape[1:])}" for n, a in zip(self.names, self.arrays, strict=True)
+            f"{n}: {a.dtype.name}{list(a.shape[1:])}" for n, a in builtins.zip(self.names, self.arrays, strict=True)
         )
         steps = "".join(f".{s[0]}({', '.join(str(a) for a in s[1:])})" for s in self.stages)
         return f"<Dataset of {len(self.arrays[0])} rows, {parts}{' ' + steps if steps else ''}>"
@@ -152,6 +154,35 @@ def from_arrays(arrays: Mapping[str, Any] | Any) -> Dataset:
         said = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise DataError(f"the arrays differ in their number of rows ({said}); give all the same")
     return Dataset(tuple(made), tuple(made.values()))
+
+
+def from_files(pattern: str | Sequence[str]) -> Dataset:
+    """The rows of `.npz` and `.npy` files, one after the other: `nf.data.from_files("shard-*.npz")`.
+
+    - `pattern`: a glob pattern, or a list of paths. Files that match come in the order of their names.
+
+    An array of an npz file has its name there, that of an npy file is called `x`. One npy file is mapped, not read:
+    pages come into memory as their rows are used; several files are joined in memory. Raises DataError when nothing
+    matches, for files that cannot be read, and for names, shapes or dtypes that differ from file to file.
+    """
+    return from_arrays(read(pattern))
+
+
+def zip(**datasets: Dataset) -> Dataset:
+    """Rows side by side: `nf.data.zip(image=images, label=labels)`, from datasets without stages and of equal length.
+
+    The only array of a dataset takes the dataset's name; of several, `image` of `left` becomes `left/image`. Raises
+    DataError for datasets that were shuffled, batched or cut already: do that after zip.
+    """
+    if not datasets:
+        raise DataError("zip got no datasets; give it for example image=images, label=labels")
+    made: dict[str, Array] = {}
+    for name, dataset in datasets.items():
+        if dataset.stages or dataset.maps:
+            raise DataError(f"zip takes datasets as from_arrays makes them, {name!r} is {dataset!r}; zip them first")
+        for inner, array in builtins.zip(dataset.names, dataset.arrays, strict=True):
+            made[name if len(dataset.names) == 1 else f"{name}/{inner}"] = array
+    return from_arrays(made)
 
 
 def _checked(name: str, value: Any) -> Array:
@@ -179,7 +210,7 @@ def _named_seeds(stages: Stages, name: str) -> Stages:
 def _fingerprint(names: tuple[str, ...], arrays: tuple[Array, ...]) -> str:
     """A digest of the content: an iterator whose dataset changed under it starts anew."""
     mark = hashlib.blake2b(digest_size=16)
-    for name, array in zip(names, arrays, strict=True):
+    for name, array in builtins.zip(names, arrays, strict=True):
         mark.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
         mark.update(array.data)
     return mark.hexdigest()

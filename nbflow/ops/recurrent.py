@@ -41,7 +41,7 @@ def rnn(
         return [tanh(given + matmul(states[0], inner))]
 
     inner = convert(recurrent)
-    outputs, states = _unrolled(x, weights, inner, bias, [state], step, reverse, name or "rnn", 1)
+    outputs, states = _unrolled(x, weights, inner, bias, [state], step, reverse, (name, "rnn"), 1)
     return outputs, states[0]
 
 
@@ -73,7 +73,7 @@ def lstm(
         return [sigmoid(o) * tanh(cell), cell]
 
     first = [None, None] if state is None else list(state)
-    outputs, states = _unrolled(x, weights, inner, bias, first, step, reverse, name or "lstm", 4)
+    outputs, states = _unrolled(x, weights, inner, bias, first, step, reverse, (name, "lstm"), 4)
     return outputs, (states[0], states[1])
 
 
@@ -91,7 +91,8 @@ def gru(
     """Gated recurrent units: outputs (n, time, units) and the last h. Cho et al., arXiv 1406.1078.
 
     (r, z, a) = the thirds of x · weights + bias; (r', z', b) = those of h · recurrent + recurrent_bias;
-    k = σ(z + z'); h' = k · h + (1 - k) · tanh(a + σ(r + r') · b). The reset stands after the product, as in cuDNN and PyTorch.
+    k = σ(z + z'); h' = k · h + (1 - k) · tanh(a + σ(r + r') · b).
+    The reset stands after the product, as in cuDNN and PyTorch.
 
     - x: (n, time, features), time known. `weights`: (features, 3 units). `recurrent`: (units, 3 units).
     - `state`: (n, units), zeros when left out. `reverse`: from the last step to the first.
@@ -107,7 +108,7 @@ def gru(
         keep = sigmoid(z + z_)
         return [keep * h + (1.0 - keep) * tanh(a + sigmoid(r + r_) * b)]
 
-    outputs, states = _unrolled(x, weights, inner, bias, [state], step, reverse, name or "gru", 3)
+    outputs, states = _unrolled(x, weights, inner, bias, [state], step, reverse, (name, "gru"), 3)
     return outputs, states[0]
 
 
@@ -119,7 +120,7 @@ def _unrolled(
     states: Sequence[ArrayLike | None],
     step: _Step,
     reverse: bool,
-    scope: str,
+    scope: tuple[str | None, str],
     gates: int,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     series = convert(x)
@@ -133,7 +134,7 @@ def _unrolled(
     units = recurrent.shape[0] if recurrent.shape is not None and len(recurrent.shape) == 2 else None
     if units is None or recurrent.shape != (units, gates * units):
         raise ShapeError(f"the recurrent weights are (units, {gates} · units), not {format_shape(recurrent.shape)}")
-    with op_scope(None, scope, series):
+    with op_scope(*scope, series):
         given = matmul(series, convert(weights, like=series))
         if bias is not None:
             given = given + convert(bias, like=given)
