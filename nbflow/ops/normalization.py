@@ -80,12 +80,14 @@ def group_norm(
             f"has {channels} along axis {axis}, {groups} groups are asked for"
         )
     with op_scope(name, "group_norm", tensor):
-        dynamic = None
+        # Dimensions that are not known now are looked up when the op runs.
+        found = None if tensor.spec.is_static else shape_of(tensor)
         sizes: list[Tensor | int] = []
         for number, size in enumerate(tensor.shape or ()):
-            if size is None and dynamic is None:
-                dynamic = shape_of(tensor)
-            sizes.append(size if size is not None or dynamic is None else dynamic[number])
+            if size is not None:
+                sizes.append(size)
+            elif found is not None:
+                sizes.append(found[number])
         split = [*sizes[:channel], groups, channels // groups, *sizes[channel + 1 :]]
         parts = reshape(tensor, split)
         middle, spread = moments(parts, [a for a in range(1, rank + 1) if a != channel], keepdims=True)
