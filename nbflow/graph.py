@@ -7,7 +7,6 @@ is never changed: using it twice is an error. A node without a given name takes 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import threading
@@ -21,6 +20,7 @@ import numpy as np
 
 from nbflow import op as ops
 from nbflow.device import DeviceSpec, parse_device
+from nbflow.digest import graph_digest
 from nbflow.errors import GraphError, NameInUseError, NbflowError
 from nbflow.op import Attrs
 from nbflow.operators import Operators
@@ -457,13 +457,7 @@ class Graph:
         cells, or the numbers of unnamed ops. So running all cells again, in whatever earlier order they were edited,
         gives the same digest.
         """
-        memo: dict[str, bytes] = {}
-        for node in topological(self.nodes.values()):
-            memo[node.name] = _node_digest(node, memo)
-        whole = hashlib.sha256(str(self.seed).encode())
-        for part in sorted(memo.values()):
-            whole.update(part)
-        return whole.hexdigest()
+        return graph_digest(topological(self.nodes.values()), self.seed)
 
     def to_proto(self) -> Any:
         """The graph as a protobuf message (`nbflow.wire.v1.GraphDef`). Raises StaleError."""
@@ -535,33 +529,6 @@ def ancestors(targets: Iterable[Node], stop: frozenset[str] | set[str] = frozens
             todo.extend(t.node for t in node.inputs)
             todo.extend(node.control_inputs)
     return topological(found[name] for name in sorted(found, key=lambda n: (n not in stop, n)))
-
-
-def _node_digest(node: Node, memo: Mapping[str, bytes]) -> bytes:
-    mark = hashlib.sha256()
-    mark.update(f"{node.op}|{'' if node.auto_named else node.name}|{node.device}|".encode())
-    for key in sorted(node.attrs):
-        mark.update(key.encode() + b"=")
-        _update(mark, node.attrs[key])
-    for tensor in node.inputs:
-        # A stale node still holds inputs that left the graph.
-        mark.update(memo.get(tensor.node.name, b"stale") + str(tensor.index).encode())
-    for part in sorted(memo.get(c.name, b"stale") for c in node.control_inputs):
-        mark.update(b"^" + part)
-    return mark.digest()
-
-
-def _update(mark: Any, value: Any) -> None:
-    if isinstance(value, np.ndarray):
-        mark.update(f"{value.dtype.str}{value.shape}".encode())
-        mark.update(np.ascontiguousarray(value).data)
-    elif isinstance(value, tuple):
-        mark.update(b"(")
-        for item in value:
-            _update(mark, item)
-        mark.update(b")")
-    else:
-        mark.update(f"{type(value).__name__}:{value!r};".encode())
 
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep

@@ -48,7 +48,7 @@ class OpDef:
     - `out`: implementations accept `out=` for their only output, fully overwrite it, and allow it to be any array of
       the output's spec that is none of the inputs.
     - `elementwise`: output element i depends on input elements i (after broadcasting) only.
-    - `alias`: the output may be a view of an input.
+    - `alias`: the output may be a view of the first input (and of no other).
     """
 
     name: str

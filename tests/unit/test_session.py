@@ -102,6 +102,17 @@ def test_a_read_sees_the_value_from_before_the_update_in_the_same_step(session: 
         np.testing.assert_array_equal(got, [[1 + number, 2 + number]])
 
 
+def test_a_read_that_nothing_orders_comes_before_the_update(session: Session) -> None:
+    w = nf.Variable([1.0], name="w")
+    update = w.assign_add([1.0])
+    late = w.read()  # made after the update, but nothing says that it runs after it
+    for number in range(3):
+        got, used, _ = session.run([late, late * 1.0, update])
+        assert got == used == 1 + number
+        assert session.run([w.read(), update])[0] == 2 + number
+        session.run(w.assign_sub([1.0]))
+
+
 def test_a_read_after_the_update_sees_the_new_value(session: Session) -> None:
     w = nf.Variable([1.0], name="w")
     old = w.to_tensor() * 1.0

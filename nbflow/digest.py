@@ -1,0 +1,50 @@
+"""What a graph computes, as one number. `Graph.digest` says what it covers and what it leaves out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from nbflow.graph import Node
+
+
+def graph_digest(nodes: Sequence[Node], seed: int) -> str:
+    """SHA-256 (hex) over `nodes`, which come after their inputs. Their order among themselves does not matter."""
+    memo: dict[str, bytes] = {}
+    for node in nodes:
+        memo[node.name] = _node_digest(node, memo)
+    whole = hashlib.sha256(str(seed).encode())
+    for part in sorted(memo.values()):
+        whole.update(part)
+    return whole.hexdigest()
+
+
+def _node_digest(node: Node, memo: Mapping[str, bytes]) -> bytes:
+    mark = hashlib.sha256()
+    mark.update(f"{node.op}|{'' if node.auto_named else node.name}|{node.device}|".encode())
+    for key in sorted(node.attrs):
+        mark.update(key.encode() + b"=")
+        _update(mark, node.attrs[key])
+    for tensor in node.inputs:
+        # A stale node still holds inputs that left the graph.
+        mark.update(memo.get(tensor.node.name, b"stale") + str(tensor.index).encode())
+    for part in sorted(memo.get(c.name, b"stale") for c in node.control_inputs):
+        mark.update(b"^" + part)
+    return mark.digest()
+
+
+def _update(mark: Any, value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        mark.update(f"{value.dtype.str}{value.shape}".encode())
+        mark.update(np.ascontiguousarray(value).data)
+    elif isinstance(value, tuple):
+        mark.update(b"(")
+        for item in value:
+            _update(mark, item)
+        mark.update(b")")
+    else:
+        mark.update(f"{type(value).__name__}:{value!r};".encode())
