@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from nbflow.errors import DTypeError, ShapeError
@@ -17,6 +18,9 @@ from nbflow.errors import DTypeError, ShapeError
 Dim = int | None
 Shape = tuple[Dim, ...] | None
 DTypeLike = Any  # what numpy.dtype() takes
+
+# ml_dtypes registers bfloat16 with numpy under the kind of raw bytes, 'V'.
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 # Object, string and datetime arrays have no meaning on a device, and object arrays would need pickle on the wire.
 KINDS = "biufc"
@@ -28,9 +32,14 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
         found = np.dtype(dtype)
     except TypeError as error:
         raise DTypeError(f"not a dtype: {dtype!r}") from error
-    if found.kind not in KINDS:
+    if kind_of(found) not in KINDS:
         raise DTypeError(f"dtype {found} is not supported: tensors hold numbers and booleans")
-    return found.newbyteorder("=")
+    return found if found == BFLOAT16 else found.newbyteorder("=")
+
+
+def kind_of(dtype: np.dtype[Any]) -> str:
+    """numpy's kind of `dtype`, `f` for bfloat16 too: what every rule asks instead of `dtype.kind`."""
+    return "f" if dtype == BFLOAT16 else dtype.kind
 
 
 def as_shape(shape: Iterable[Any] | int | None) -> Shape:
