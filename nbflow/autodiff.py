@@ -14,7 +14,7 @@ from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, ToTensor, ancestors
 from nbflow.ops import add_n, ones_like
 from nbflow.ops._build import ArrayLike, as_tensor, convert
-from nbflow.spec import format_shape, shape_accepts
+from nbflow.spec import format_shape, kind_of, shape_accepts
 
 # (node name, output index)
 Key = tuple[str, int]
@@ -73,7 +73,7 @@ def _reached(order: Iterable[Node], sources: set[Key]) -> set[Key]:
     for node in order:
         inputs = any(_key(t) in reached for t in node.inputs) and node.definition.gradient is not None
         for tensor in node.outputs:
-            if tensor.dtype.kind == "f" and (inputs or _key(tensor) in sources):
+            if kind_of(tensor.dtype) == "f" and (inputs or _key(tensor) in sources):
                 reached.add(_key(tensor))
     return reached
 
@@ -90,7 +90,7 @@ def _seeds(targets: Sequence[Tensor], grad_ys: ArrayLike | Sequence[ArrayLike | 
         raise GraphError(f"grad_ys has {len(given)} entries for {len(targets)} ys")
     seeds: list[Tensor | None] = []
     for y, value in zip(targets, given, strict=True):
-        if y.dtype.kind != "f":
+        if kind_of(y.dtype) != "f":
             raise DTypeError(f"{y.name} is {y.dtype}: only floating tensors have gradients", where=y.node.where)
         seed = None if value is None else convert(value, like=y)
         if seed is not None and (seed.dtype != y.dtype or not shape_accepts(y.shape, seed.shape)):

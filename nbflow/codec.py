@@ -21,7 +21,7 @@ from nbflow.device import parse_device
 from nbflow.errors import GraphError, NbflowError, Rejected, StaleError
 from nbflow.graph import Graph, Node, Owner, Tensor
 from nbflow.proto import wire_pb2 as pb
-from nbflow.spec import Shape, TensorSpec
+from nbflow.spec import Shape, TensorSpec, as_dtype
 
 HostArray = np.ndarray[Any, Any]
 # Stores an array's bytes somewhere else and notes in the message where.
@@ -39,9 +39,9 @@ GRAPH_VERSION = 1
 
 _NAMES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64", "complex64", "complex128"),
+    *("bfloat16", "float16", "float32", "float64", "complex64", "complex128"),
 )
-_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in _NAMES}
+_DTYPES: dict[str, np.dtype[Any]] = {name: as_dtype(name) for name in _NAMES}
 _INT64 = range(-(2**63), 2**63)
 
 

@@ -39,8 +39,9 @@ def _node_digest(node: Node, memo: Mapping[str, bytes]) -> bytes:
 
 def _update(mark: Any, value: Any) -> None:
     if isinstance(value, np.ndarray):
-        mark.update(f"{value.dtype.str}{value.shape}".encode())
-        mark.update(np.ascontiguousarray(value).data)
+        # By name: the text of bfloat16 is that of two raw bytes, and numpy gives no buffer of it.
+        mark.update(f"{value.dtype.name}{value.shape}".encode())
+        mark.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     elif isinstance(value, tuple):
         mark.update(b"(")
         for item in value:

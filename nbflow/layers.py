@@ -21,7 +21,7 @@ from nbflow.ops import random as draw
 from nbflow.ops._build import ArrayLike, as_tensor, convert
 from nbflow.ops.conv import PaddingLike, PairLike
 from nbflow.ops.windows import check_layout, pair, to_nhwc
-from nbflow.spec import format_shape, normalize_axis
+from nbflow.spec import format_shape, kind_of, normalize_axis
 from nbflow.variable import Variable
 
 Activation = Callable[..., Tensor]
@@ -98,7 +98,7 @@ def embedding(
 ) -> Tensor:
     """Rows of a table of `size` vectors of `dim` numbers: ids (…) → (…, dim)."""
     numbers = convert(ids)
-    if numbers.dtype.kind not in "iu":
+    if kind_of(numbers.dtype) not in "iu":
         raise DTypeError(f"embedding takes integer ids, {numbers.name} is {numbers.dtype}", where=numbers.node.where)
     with _layer(numbers, name, "embedding"):
         shape = (_count(size, "size"), _count(dim, "dim"))
@@ -330,7 +330,7 @@ def _zeros(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Variable:
 
 def _floating(x: ArrayLike, layer: str) -> Tensor:
     tensor = convert(x)
-    if tensor.dtype.kind != "f":
+    if kind_of(tensor.dtype) != "f":
         raise DTypeError(
             f"{layer} takes floating numbers, {tensor.name} is {tensor.dtype}; use nf.astype first",
             where=tensor.node.where,

@@ -10,6 +10,7 @@ import numpy as np
 from nbflow.backends.base import Backend
 from nbflow.errors import RunError
 from nbflow.plan import Instruction
+from nbflow.spec import kind_of
 
 
 class Slots(Protocol):
@@ -45,7 +46,7 @@ def _host(backend: Backend, value: Any) -> np.ndarray[Any, Any] | None:
     if not hasattr(value, "dtype"):
         return None  # the handle of a variable
     host = np.asarray(backend.to_host(value))
-    return host if host.dtype.kind in "fc" else None
+    return host if kind_of(host.dtype) in "fc" else None
 
 
 def _not_finite(backend: Backend, value: Any) -> str:
@@ -63,6 +64,6 @@ def _range(backend: Backend, value: Any) -> str:
         return "a variable"
     host = np.asarray(backend.to_host(value))
     what = f"{host.dtype.name}{list(host.shape)}"
-    if host.size == 0 or host.dtype.kind == "c":
+    if host.size == 0 or kind_of(host.dtype) == "c":
         return what
     return f"{what} in [{host.min():.6g}, {host.max():.6g}]"

@@ -27,7 +27,7 @@ from nbflow.partition import check_partition, partition
 from nbflow.placement import Placed, place
 from nbflow.plan import Bundle, new_bundle_id
 from nbflow.rewrite import feed_name
-from nbflow.spec import TensorSpec, format_shape, shape_accepts, spec_of
+from nbflow.spec import TensorSpec, can_become, format_shape, shape_accepts, spec_of
 from nbflow.structure import Leaf, flatten
 from nbflow.trace import Trace
 from nbflow.transport import Cluster, HostArray, Transport
@@ -172,7 +172,7 @@ class Session:
             raise GraphError(f"{tensor.name} was fed the tensor {value.name}; feed values, such as numpy arrays")
         array = np.asarray(value)
         weak = not hasattr(value, "dtype")
-        if array.dtype != tensor.dtype and not (weak or np.can_cast(array.dtype, tensor.dtype, "same_kind")):
+        if array.dtype != tensor.dtype and not (weak or can_become(array.dtype, tensor.dtype)):
             raise DTypeError(
                 f"{tensor.name} is {tensor.dtype}, but was fed {array.dtype}; cast it with .astype",
                 where=tensor.node.where,

@@ -20,7 +20,8 @@ Shape = tuple[Dim, ...] | None
 DTypeLike = Any  # what numpy.dtype() takes
 
 # ml_dtypes registers bfloat16 with numpy under the kind of raw bytes, 'V'.
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 
 # Object, string and datetime arrays have no meaning on a device, and object arrays would need pickle on the wire.
 KINDS = "biufc"
@@ -184,5 +185,23 @@ def normalize_axes(axis: int | Sequence[int] | None, rank: int) -> tuple[int, ..
 
 
 def result_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
-    """The promoted dtype (array API table, numpy beyond it)."""
+    """The promoted dtype: the array API's table, numpy beyond it, and bfloat16 beside it as float16 stands there.
+
+    bfloat16 with float16 gives float32, which holds both; with any other floating or complex dtype, that dtype.
+    """
+    if BFLOAT16 in dtypes:
+        others = [d for d in dict.fromkeys(dtypes) if d != BFLOAT16]
+        if not others:
+            return BFLOAT16
+        # What numpy makes of float16 in its place, but for the pair of two 16-bit formats. ml_dtypes registers
+        # bfloat16 with some of numpy's dtypes only, and with int8 to give bfloat16.
+        found = as_dtype(np.result_type(np.float16, *others))
+        return FLOAT32 if found == np.dtype(np.float16) else found
     return as_dtype(np.result_type(*dtypes))
+
+
+def can_become(dtype: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Whether a value may be stored as `wanted` without changing its kind: numpy's 'same_kind', bfloat16 as a float."""
+    # Any floating dtype does in its place: only kinds count.
+    pair = [FLOAT32 if d == BFLOAT16 else d for d in (dtype, wanted)]
+    return bool(np.can_cast(pair[0], pair[1], "same_kind"))

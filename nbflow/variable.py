@@ -17,7 +17,7 @@ from nbflow.operators import Operators
 from nbflow.ops import astype
 from nbflow.ops._build import ArrayLike, as_tensor, convert
 from nbflow.ops.state import checked_shape, variable_attrs
-from nbflow.spec import DTypeLike, as_dtype, format_shape
+from nbflow.spec import DTypeLike, as_dtype, can_become, format_shape
 
 
 class Variable(Operators):
@@ -188,7 +188,7 @@ def _initial_value(initial: ArrayLike, dtype: DTypeLike) -> Tensor:
 def _castable(value: Any, dtype: np.dtype[Any], variable: str) -> np.dtype[Any]:
     """`dtype`, when an array like `value` may become it without changing its kind (float64 → float32, int → float)."""
     probe = np.asarray(value)
-    if not np.can_cast(probe.dtype, dtype, "same_kind"):
+    if not can_become(probe.dtype, dtype):
         raise DTypeError(
             f"variable {variable!r} holds {dtype}, got {type(value).__name__} of {probe.dtype}; convert it first"
         )

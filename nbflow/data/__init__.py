@@ -21,7 +21,7 @@ from nbflow.data.pipeline import FOREVER, Stage, Stages, cardinality, check
 from nbflow.errors import DataError
 from nbflow.graph import Tensor, get_graph
 from nbflow.ops._build import build_node
-from nbflow.spec import KINDS
+from nbflow.spec import KINDS, kind_of
 
 __all__ = ["Dataset", "from_arrays", "from_files", "zip"]
 
@@ -187,7 +187,7 @@ def zip(**datasets: Dataset) -> Dataset:
 
 def _checked(name: str, value: Any) -> Array:
     array = np.asarray(value)
-    if array.dtype.kind not in KINDS:
+    if kind_of(array.dtype) not in KINDS:
         raise DataError(f"array {name!r} has dtype {array.dtype}: datasets hold numbers and booleans; encode it first")
     if array.ndim == 0:
         raise DataError(f"array {name!r} is a single number; a dataset needs rows")
@@ -211,8 +211,8 @@ def _fingerprint(names: tuple[str, ...], arrays: tuple[Array, ...]) -> str:
     """A digest of the content: an iterator whose dataset changed under it starts anew."""
     mark = hashlib.blake2b(digest_size=16)
     for name, array in builtins.zip(names, arrays, strict=True):
-        mark.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        mark.update(array.data)
+        mark.update(f"{name}|{array.dtype.name}|{array.shape}|".encode())
+        mark.update(array.reshape(-1).view(np.uint8).data)  # of bytes: numpy gives no buffer of bfloat16
     return mark.hexdigest()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.op import Attrs, ShapeRule
-from nbflow.spec import DTypeLike, Shape, TensorSpec, as_dtype, broadcast_shapes, format_shape, result_dtype
+from nbflow.spec import DTypeLike, Shape, TensorSpec, as_dtype, broadcast_shapes, format_shape, kind_of, result_dtype
 
 ArrayLike = Any  # Tensor, Variable, numpy array, Python scalar, or nested sequences of these
 
@@ -99,7 +99,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _weak_dtype(value: Any, like: Tensor) -> np.dtype[Any]:
-    kind = like.dtype.kind
+    kind = kind_of(like.dtype)
     fits = {"bool": "b", "int": "iufc", "float": "fc", "complex": "c"}[type(value).__name__]
     if kind not in fits:
         raise DTypeError(
@@ -128,7 +128,7 @@ def _default_dtype(value: Any, found: np.dtype[Any]) -> np.dtype[Any]:
         return found
     if isinstance(value, (list, tuple)) and any(isinstance(v, (np.generic, np.ndarray)) for v in _leaves(value)):
         return found
-    return {"f": DEFAULT_FLOAT, "c": DEFAULT_COMPLEX}.get(found.kind, found)
+    return {"f": DEFAULT_FLOAT, "c": DEFAULT_COMPLEX}.get(kind_of(found), found)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------
@@ -189,9 +189,9 @@ _KIND_GROUP = {"b": "boolean", "i": "integer", "u": "integer", "f": "floating", 
 
 def promote(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     """The array API's promotion. Raises DTypeError for booleans, integers and floats mixed with each other."""
-    groups = {_KIND_GROUP[d.kind] for d in dtypes}
+    groups = {_KIND_GROUP[kind_of(d)] for d in dtypes}
     found = result_dtype(*dtypes)
-    if len(groups) > 1 or _KIND_GROUP[found.kind] not in groups:
+    if len(groups) > 1 or _KIND_GROUP[kind_of(found)] not in groups:
         listed = " and ".join(dict.fromkeys(str(d) for d in dtypes))
         raise DTypeError(f"dtypes {listed} do not mix; use nf.astype on one of them")
     return found
@@ -212,7 +212,7 @@ def ufunc_dtype(ufunc: np.ufunc, *dtypes: np.dtype[Any]) -> np.dtype[Any]:
 
 def require_kind(spec: TensorSpec, kinds: str, what: str) -> None:
     """Raises DTypeError unless the dtype is of one of numpy's `kinds`; `what` completes the sentence."""
-    if spec.dtype.kind not in kinds:
+    if kind_of(spec.dtype) not in kinds:
         raise DTypeError(f"{what}, not {spec.dtype}; use nf.astype first")
 
 

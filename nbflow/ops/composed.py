@@ -32,7 +32,7 @@ from nbflow.ops.joining import concat
 from nbflow.ops.manipulation import expand_dims, moveaxis, tril
 from nbflow.ops.reduction import sum as sum_over
 from nbflow.ops.shape import ShapeLike, broadcast_like
-from nbflow.spec import Dim, DTypeLike, TensorSpec, as_dtype, normalize_axis
+from nbflow.spec import Dim, DTypeLike, TensorSpec, as_dtype, kind_of, normalize_axis
 
 Grads = Sequence[Tensor | None]
 
@@ -143,8 +143,8 @@ def _cumulative_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Te
     shape, dtype = inputs[0].shape, inputs[0].dtype
     if attrs["dtype"] is not None:
         dtype = attrs["dtype"]
-    elif dtype.kind in "biu":
-        dtype = as_dtype("u8" if dtype.kind == "u" else "i8")
+    elif kind_of(dtype) in "biu":
+        dtype = as_dtype("u8" if kind_of(dtype) == "u" else "i8")
     if shape is None:
         return [TensorSpec(None, dtype)]
     axis = normalize_axis(attrs["axis"], len(shape))
@@ -160,7 +160,7 @@ def _cumulative_gradient(node: Node, grads: Grads) -> Grads:
     (grad,) = grads
     assert grad is not None  # the only output
     x, axis = node.inputs[0], node.attrs["axis"]
-    if x.dtype.kind != "f":
+    if kind_of(x.dtype) != "f":
         return [None]
     grad = astype(grad, x.dtype)
     if node.attrs["include_initial"]:

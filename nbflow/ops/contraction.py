@@ -25,7 +25,7 @@ from nbflow.ops.manipulation import expand_dims, moveaxis, permute_dims, squeeze
 from nbflow.ops.matrices import diagonal
 from nbflow.ops.reduction import sum as sum_over
 from nbflow.ops.shape import reshape, shape_of
-from nbflow.spec import Dim, format_shape
+from nbflow.spec import Dim, format_shape, kind_of
 
 # --- reading the subscripts ------------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ def _path(terms: Sequence[str], result: str, sizes: dict[str, Dim]) -> list[tupl
 def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     """All in the promoted dtype; a matmul has none for booleans."""
     dtype = promote(*(t.dtype for t in tensors))
-    if dtype.kind == "b":
+    if kind_of(dtype) == "b":
         raise ShapeError("einsum multiplies and adds numbers, not booleans; use nf.astype first")
     return [t if t.dtype == dtype else astype(t, dtype) for t in tensors]
 

@@ -25,7 +25,7 @@ from nbflow.ops.windows import (
     to_nhwc,
     window_output,
 )
-from nbflow.spec import Dim, Shape, TensorSpec, format_shape
+from nbflow.spec import Dim, Shape, TensorSpec, format_shape, kind_of
 
 Grads = Sequence[Tensor | None]
 PairLike = int | Sequence[int]
@@ -45,7 +45,7 @@ def _filter_dims(shape: Shape) -> tuple[Dim, Dim, Dim, Dim]:
 
 def _floating(*specs: TensorSpec) -> Any:
     found = promote(*(s.dtype for s in specs))
-    if found.kind != "f":
+    if kind_of(found) != "f":
         raise DTypeError(f"images and filters are floating, not {found}; use nf.astype first")
     return found
 
@@ -206,7 +206,7 @@ def depthwise_conv2d(
 
 def _pool_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     x = inputs[0]
-    if x.dtype.kind not in "iuf":
+    if kind_of(x.dtype) not in "iuf":
         raise DTypeError(f"pooling takes real numbers, not {x.dtype}")
     channels = to_nhwc(x.shape, attrs["data_format"])[3]
     _, shape = window_output(x.shape, attrs["window"], channels, attrs)

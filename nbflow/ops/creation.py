@@ -25,7 +25,7 @@ from nbflow.ops._build import (
     unary,
 )
 from nbflow.ops.shape import ShapeLike, shape_argument, shape_infer, shape_like
-from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, spec_of
+from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, kind_of, spec_of
 
 Grads = Sequence[Tensor | None]
 
@@ -153,7 +153,7 @@ def full(shape: ShapeLike, fill_value: ArrayLike, *, dtype: DTypeLike = None, na
         attr, extra = shape_argument(shape)
         return build("broadcast_to", (scalar, *extra), {"shape": attr}, name=name)
     value = constant_value(fill_value, dtype)
-    if value.dtype.kind == "c":
+    if kind_of(value.dtype) == "c":
         return full(shape, value, name=name)  # attributes hold no complex numbers
     attr, extra = shape_argument(shape)
     return build("full", extra, {"value": value.item(), "dtype": value.dtype, "shape": attr}, name=name)
@@ -174,7 +174,7 @@ def full_like(x: ArrayLike, /, fill_value: Any, *, dtype: DTypeLike = None, name
     tensor = convert(x)
     value = constant_value(fill_value, tensor.dtype if dtype is None else dtype)
     attr, extra = shape_like(tensor)
-    if value.dtype.kind == "c":
+    if kind_of(value.dtype) == "c":
         scalar = build("constant", (), {"value": value}, graph=tensor.graph)
         return build("broadcast_to", (scalar, *extra), {"shape": attr}, name=name)
     attrs = {"value": value.item(), "dtype": value.dtype, "shape": attr}
@@ -196,7 +196,7 @@ def ones_like(x: ArrayLike, /, *, dtype: DTypeLike = None, name: str | None = No
 
 def _arange_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     if inputs:
-        if inputs[0].shape not in ((), None) or inputs[0].dtype.kind not in "iu":
+        if inputs[0].shape not in ((), None) or kind_of(inputs[0].dtype) not in "iu":
             raise ShapeError(f"the end of a range is an integer scalar, not {inputs[0]}")
         return [TensorSpec((None,), attrs["dtype"])]
     start, stop, step = attrs["start"], attrs["stop"], attrs["step"]

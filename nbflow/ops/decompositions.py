@@ -31,7 +31,7 @@ from nbflow.ops.matrices import (
     transposed,
 )
 from nbflow.ops.solving import solve
-from nbflow.spec import Dim, TensorSpec, as_dtype
+from nbflow.spec import Dim, TensorSpec, as_dtype, kind_of
 
 Grads = Sequence[Tensor | None]
 
@@ -94,7 +94,7 @@ def cholesky(x: ArrayLike, /, *, upper: bool = False, name: str | None = None) -
     if not upper:
         return unary("cholesky", x, name=name)
     lower = build("cholesky", (convert(x),))
-    if lower.dtype.kind == "c":
+    if kind_of(lower.dtype) == "c":
         lower = build("conj", (lower,))
     return build("matrix_transpose", (lower,), name=name)
 

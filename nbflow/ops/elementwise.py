@@ -35,7 +35,7 @@ from nbflow.ops._build import (
     unary,
 )
 from nbflow.ops.shape import merge_specs, unbroadcast
-from nbflow.spec import DTypeLike, TensorSpec, as_dtype, broadcast_shapes
+from nbflow.spec import DTypeLike, TensorSpec, as_dtype, broadcast_shapes, kind_of
 
 Grads = Sequence[Tensor | None]
 Derivative1 = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -176,7 +176,7 @@ def pow(x: ArrayLike, y: ArrayLike, /, *, name: str | None = None) -> Tensor:
         # The two powers that people write most have ops that are ten times as fast as numpy's power.
         if y == 2:
             return square(x, name=name)
-        if y == 0.5 and convert(x).dtype.kind == "f":
+        if y == 0.5 and kind_of(convert(x).dtype) == "f":
             return sqrt(x, name=name)
     return _power(x, y, name=name)
 
@@ -366,13 +366,13 @@ def clip(
 
 
 def _check_bound(bound: Any, x: Tensor) -> None:
-    fits = {"b": (), "i": (int,), "u": (int,), "f": (int, float)}.get(x.dtype.kind, ())
+    fits = {"b": (), "i": (int,), "u": (int,), "f": (int, float)}.get(kind_of(x.dtype), ())
     if isinstance(bound, bool) or not isinstance(bound, fits):
         raise DTypeError(f"the bound {bound!r} does not fit {x.name}, which is {x.dtype}; use nf.astype first")
 
 
 def _astype_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-    if inputs[0].dtype.kind == "c" and attrs["dtype"].kind != "c":
+    if kind_of(inputs[0].dtype) == "c" and kind_of(attrs["dtype"]) != "c":
         raise DTypeError(f"casting {inputs[0].dtype} to {attrs['dtype']} would drop the imaginary part")
     return [TensorSpec(inputs[0].shape, attrs["dtype"])]
 
@@ -380,7 +380,7 @@ def _astype_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tensor
 def _astype_gradient(node: Node, grads: Grads) -> Grads:
     (grad,) = grads
     assert grad is not None  # the only output
-    return [astype(grad, node.inputs[0].dtype) if node.inputs[0].dtype.kind == "f" else None]
+    return [astype(grad, node.inputs[0].dtype) if kind_of(node.inputs[0].dtype) == "f" else None]
 
 
 op.define(
@@ -449,7 +449,7 @@ def _weighted_sum_gradient(node: Node, grads: Grads) -> Grads:
     values, weights = node.inputs[:count], node.inputs[count:]
     out: list[Tensor | None] = [grad * astype(w, grad.dtype) for w in weights]
     for value, weight in zip(values, weights, strict=True):
-        out.append(astype((grad * value).sum(), weight.dtype) if weight.dtype.kind == "f" else None)
+        out.append(astype((grad * value).sum(), weight.dtype) if kind_of(weight.dtype) == "f" else None)
     return out
 
 

@@ -28,7 +28,7 @@ from nbflow.ops._build import (
 )
 from nbflow.ops.creation import zeros_like
 from nbflow.ops.shape import shape_infer, shape_like, unbroadcast
-from nbflow.spec import Dim, DTypeLike, TensorSpec, as_dtype, broadcast_shapes, format_shape, normalize_axis
+from nbflow.spec import Dim, DTypeLike, TensorSpec, as_dtype, broadcast_shapes, format_shape, kind_of, normalize_axis
 
 Grads = Sequence[Tensor | None]
 
@@ -158,7 +158,9 @@ def gather(x: ArrayLike, indices: ArrayLike, /, *, axis: int = 0, name: str | No
 
 def _scatter_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     x, indices, updates = inputs
-    require_kind(updates, x.dtype.kind if updates.dtype == x.dtype else "", f"updates are {x.dtype} like the tensor")
+    require_kind(
+        updates, kind_of(x.dtype) if updates.dtype == x.dtype else "", f"updates are {x.dtype} like the tensor"
+    )
     (wanted,) = _take_infer((x, indices), attrs)
     merged = broadcast_shapes(wanted.shape, updates.shape)
     if merged is not None and wanted.shape is not None and len(merged) != len(wanted.shape):
@@ -218,7 +220,9 @@ def _along_gradient(node: Node, grads: Grads) -> Grads:
 
 def _scatter_along_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     x, _, updates = inputs
-    require_kind(updates, x.dtype.kind if updates.dtype == x.dtype else "", f"updates are {x.dtype} like the tensor")
+    require_kind(
+        updates, kind_of(x.dtype) if updates.dtype == x.dtype else "", f"updates are {x.dtype} like the tensor"
+    )
     (wanted,) = _along_infer(inputs, attrs)
     broadcast_shapes(wanted.shape, updates.shape)
     return same_infer(inputs, attrs)

@@ -20,7 +20,7 @@ from nbflow.ops.indexing import take
 from nbflow.ops.manipulation import moveaxis
 from nbflow.ops.sets import nonzero
 from nbflow.ops.shape import shape_of
-from nbflow.spec import format_shape, shape_accepts
+from nbflow.spec import format_shape, kind_of, shape_accepts
 
 _FULL = (None, None, None)
 
@@ -71,7 +71,7 @@ def _int(value: Any) -> int:
 def _width(item: Any) -> int:
     """How many dimensions an entry gives to the view that is gathered from."""
     if isinstance(item, Tensor):
-        return known_rank(item.spec, "a mask") if item.dtype.kind == "b" else 1
+        return known_rank(item.spec, "a mask") if kind_of(item.dtype) == "b" else 1
     return 0 if isinstance(item, int) else 1
 
 
@@ -92,7 +92,7 @@ def _gathered(x: Tensor, items: Sequence[Any], name: str | None) -> Tensor:
     indices: list[Tensor] = []
     dims: list[int] = []
     for tensor, place in zip(tensors, places, strict=True):
-        found = _mask_indices(x, tensor, place) if tensor.dtype.kind == "b" else (tensor,)
+        found = _mask_indices(x, tensor, place) if kind_of(tensor.dtype) == "b" else (tensor,)
         indices.extend(found)
         dims.extend(range(place, place + len(found)))
     if _separated(items):

@@ -16,7 +16,7 @@ from nbflow.ops.manipulation import expand_dims, permute_dims, squeeze
 from nbflow.ops.numbers import conj
 from nbflow.ops.reduction import sum as sum_over
 from nbflow.ops.shape import reshape, shape_of, unbroadcast
-from nbflow.spec import Dim, Shape, TensorSpec, broadcast_shapes, format_shape, normalize_axis
+from nbflow.spec import Dim, Shape, TensorSpec, broadcast_shapes, format_shape, kind_of, normalize_axis
 
 Grads = Sequence[Tensor | None]
 
@@ -33,7 +33,7 @@ def _matrix(shape: Shape, transposed: bool) -> tuple[Shape, Dim, Dim]:
 
 def _matmul_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     x, y = inputs
-    if promote(x.dtype, y.dtype).kind == "b":
+    if kind_of(promote(x.dtype, y.dtype)) == "b":
         raise DTypeError("matmul is not defined for booleans; use nf.astype first")
     dtype = ufunc_dtype(np.matmul, x.dtype, y.dtype)
     batch_x, rows, inner_x = _matrix(x.shape, attrs["transpose_a"])
@@ -109,7 +109,7 @@ def matmul(
 def vecdot(x: ArrayLike, y: ArrayLike, /, *, axis: int = -1, name: str | None = None) -> Tensor:
     """The sum of `x * y` along `axis`; complex `x` are conjugated, as in the array API."""
     a, b = convert_all((x, y))
-    if a.dtype.kind == "c":
+    if kind_of(a.dtype) == "c":
         a = conj(a)
     return sum_over(a * b, axis=axis, name=name)
 

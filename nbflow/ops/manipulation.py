@@ -24,7 +24,7 @@ from nbflow.ops._build import (
     unary,
 )
 from nbflow.ops.shape import reshape
-from nbflow.spec import Dim, TensorSpec, format_shape, normalize_axes, normalize_axis
+from nbflow.spec import Dim, TensorSpec, format_shape, kind_of, normalize_axes, normalize_axis
 
 Grads = Sequence[Tensor | None]
 
@@ -268,7 +268,7 @@ op.define(
 def tile(x: ArrayLike, repetitions: int | Sequence[int], /, *, name: str | None = None) -> Tensor:
     """`x` repeated `repetitions[i]` times along dimension i; leading dimensions are added where there are too few."""
     tensor, reps = convert(x), int_tuple(repetitions, "repetitions")
-    if 0 in reps and tensor.dtype.kind == "f":
+    if 0 in reps and kind_of(tensor.dtype) == "f":
         tensor = build("stop_gradient", (tensor,))  # nothing of it is in the result
     return build("tile", (tensor,), {"reps": reps}, name=name)
 

@@ -25,7 +25,7 @@ from nbflow.ops.manipulation import expand_dims, tril
 from nbflow.ops.random import uniform_like
 from nbflow.ops.reduction import mean, sum
 from nbflow.ops.shape import reshape
-from nbflow.spec import TensorSpec, format_shape, normalize_axes, normalize_axis, shape_accepts
+from nbflow.spec import TensorSpec, format_shape, kind_of, normalize_axes, normalize_axis, shape_accepts
 
 Grads = Sequence[Tensor | None]
 
@@ -293,7 +293,7 @@ def softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike, *, name: str | N
     """
     scores = convert(logits)
     target = convert(labels)
-    if target.dtype.kind in "iu":
+    if kind_of(target.dtype) in "iu":
         return build("sparse_softmax_cross_entropy", (scores, target), name=name)
     require_kind(target.spec, "f", "labels are integer class ids or floating probabilities")
     if not shape_accepts(scores.shape, target.shape):
@@ -438,7 +438,7 @@ def dropout(x: ArrayLike, /, rate: float, training: bool | Tensor = True, *, nam
 def embedding_lookup(table: ArrayLike, ids: ArrayLike, *, name: str | None = None) -> Tensor:
     """The rows of `table` (n, dim…) numbered `ids`: (…) → (…, dim…). Raises DTypeError unless ids are integers."""
     numbers = convert(ids)
-    if numbers.dtype.kind not in "iu":
+    if kind_of(numbers.dtype) not in "iu":
         raise DTypeError(
             f"row numbers are integers, not {numbers.dtype}; use nf.astype first", where=numbers.node.where
         )

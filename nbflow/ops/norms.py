@@ -19,6 +19,7 @@ from nbflow.ops.numbers import imag, real
 from nbflow.ops.reduction import max, min
 from nbflow.ops.reduction import sum as sum_over
 from nbflow.ops.shape import shape_of
+from nbflow.spec import kind_of
 
 Axis = int | Sequence[int] | None
 
@@ -31,7 +32,7 @@ def _root(total: Tensor, power: float) -> Tensor:
 
 
 def _squares(x: Tensor) -> Tensor:
-    return x * x if x.dtype.kind == "f" else real(x) * real(x) + imag(x) * imag(x)
+    return x * x if kind_of(x.dtype) == "f" else real(x) * real(x) + imag(x) * imag(x)
 
 
 def vector_norm(

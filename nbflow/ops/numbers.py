@@ -29,7 +29,7 @@ from nbflow.ops._build import (
 from nbflow.ops.creation import identity, zeros_like
 from nbflow.ops.elementwise import equal, where
 from nbflow.ops.shape import unbroadcast
-from nbflow.spec import DTypeLike, TensorSpec, as_dtype
+from nbflow.spec import DTypeLike, TensorSpec, as_dtype, kind_of
 
 Grads = Sequence[Tensor | None]
 
@@ -127,19 +127,19 @@ def _numeric(x: ArrayLike) -> Tensor:
 def real(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
     """The real part, complex64 as float32 and complex128 as float64; of a real tensor, the tensor itself."""
     tensor = _numeric(x)
-    return build("real", (tensor,), name=name) if tensor.dtype.kind == "c" else identity(tensor, name=name)
+    return build("real", (tensor,), name=name) if kind_of(tensor.dtype) == "c" else identity(tensor, name=name)
 
 
 def imag(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
     """The imaginary part, complex64 as float32 and complex128 as float64; of a real tensor, zeros."""
     tensor = _numeric(x)
-    return build("imag", (tensor,), name=name) if tensor.dtype.kind == "c" else zeros_like(tensor, name=name)
+    return build("imag", (tensor,), name=name) if kind_of(tensor.dtype) == "c" else zeros_like(tensor, name=name)
 
 
 def conj(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
     """The complex conjugate; of a real tensor, the tensor itself."""
     tensor = _numeric(x)
-    return build("conj", (tensor,), name=name) if tensor.dtype.kind == "c" else identity(tensor, name=name)
+    return build("conj", (tensor,), name=name) if kind_of(tensor.dtype) == "c" else identity(tensor, name=name)
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------
@@ -185,14 +185,14 @@ def isdtype(dtype: DTypeLike, kind: Any) -> bool:
     if isinstance(kind, tuple):
         return any(isdtype(found, k) for k in kind)
     if isinstance(kind, str) and kind in _KINDS:
-        return found.kind in _KINDS[kind]
+        return kind_of(found) in _KINDS[kind]
     return found == as_dtype(kind)
 
 
 def finfo(type: Any, /) -> np.finfo[Any]:
     """The limits of a floating dtype, or of a tensor's: bits, eps, max, min, smallest_normal."""
     dtype = _dtype_of(type)
-    if dtype.kind not in "fc":
+    if kind_of(dtype) not in "fc":
         raise DTypeError(f"finfo is of floating dtypes, not {dtype}; use nf.iinfo")
     return np.finfo(dtype)
 
@@ -200,6 +200,6 @@ def finfo(type: Any, /) -> np.finfo[Any]:
 def iinfo(type: Any, /) -> np.iinfo[Any]:
     """The limits of an integer dtype, or of a tensor's: bits, max, min."""
     dtype = _dtype_of(type)
-    if dtype.kind not in "iu":
+    if kind_of(dtype) not in "iu":
         raise DTypeError(f"iinfo is of integer dtypes, not {dtype}; use nf.finfo")
     return np.iinfo(dtype)

@@ -17,7 +17,7 @@ from nbflow.graph import Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import ArrayLike, as_tensor, build, convert
 from nbflow.ops.indexing import take
-from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, format_shape
+from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, format_shape, kind_of
 
 FLOAT32 = np.dtype(np.float32)
 INT64 = np.dtype(np.int64)
@@ -71,7 +71,7 @@ def _static(shape: Any) -> tuple[int, ...]:
 
 def _floating(dtype: DTypeLike) -> np.dtype[Any]:
     found = as_dtype(dtype)
-    if found.kind != "f":
+    if kind_of(found) != "f":
         raise DTypeError(f"this distribution gives floats, not {found}; use nf.random.randint or nf.astype")
     return found
 
@@ -105,7 +105,7 @@ def uniform(
 def uniform_like(x: ArrayLike, dtype: DTypeLike = None, *, name: str | None = None) -> Tensor:
     """Uniform in [0, 1), in the shape that `x` has at run time, and its dtype when that is floating (else float32)."""
     tensor = convert(x)
-    default = tensor.dtype if tensor.dtype.kind == "f" else FLOAT32
+    default = tensor.dtype if kind_of(tensor.dtype) == "f" else FLOAT32
     attrs = {"dtype": default if dtype is None else _floating(dtype)}
     return build("random_uniform_like", (tensor,), attrs, name=name)
 
@@ -113,7 +113,7 @@ def uniform_like(x: ArrayLike, dtype: DTypeLike = None, *, name: str | None = No
 def randint(shape: Any, low: int, high: int, dtype: DTypeLike = INT64, *, name: str | None = None) -> Tensor:
     """Uniform integers in [low, high). Raises GraphError for an empty range, DTypeError when `dtype` is too small."""
     found = as_dtype(dtype)
-    if found.kind not in "iu":
+    if kind_of(found) not in "iu":
         raise DTypeError(f"randint gives integers, not {found}")
     if not low < high:
         raise GraphError(f"the range from low={low} to high={high} is empty")

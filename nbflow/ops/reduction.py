@@ -29,7 +29,7 @@ from nbflow.ops.creation import stop_gradient
 from nbflow.ops.elementwise import astype, equal, exp, isfinite, log, sqrt, square, where
 from nbflow.ops.manipulation import expand_dims, flip, squeeze
 from nbflow.ops.shape import broadcast_like
-from nbflow.spec import Dim, DTypeLike, Shape, TensorSpec, as_dtype, normalize_axes, normalize_axis
+from nbflow.spec import Dim, DTypeLike, Shape, TensorSpec, as_dtype, kind_of, normalize_axes, normalize_axis
 
 Grads = Sequence[Tensor | None]
 Axis = int | Sequence[int] | None
@@ -107,14 +107,14 @@ def _accumulator(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
     asked: np.dtype[Any] | None = attrs["dtype"]
     if asked is not None:
         return asked
-    if dtype.kind == "b":
+    if kind_of(dtype) == "b":
         return INT64
-    return np.dtype(f"{dtype.kind}8") if dtype.kind in "iu" else dtype
+    return np.dtype(f"{kind_of(dtype)}8") if kind_of(dtype) in "iu" else dtype
 
 
 def _sum_gradient(node: Node, grads: Grads) -> Grads:
     x = node.inputs[0]
-    if x.dtype.kind != "f":
+    if kind_of(x.dtype) != "f":
         return [None]
     return [broadcast_like(_kept(astype(_only(grads), x.dtype), node), x)]
 
@@ -131,7 +131,7 @@ def sum(
 
 def _floating(what: str) -> Any:
     def rule(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
-        if dtype.kind not in "fc":
+        if kind_of(dtype) not in "fc":
             raise DTypeError(f"{what} of {dtype} is not defined; use nf.astype(x, 'float32') first")
         return dtype
 
@@ -153,7 +153,7 @@ def mean(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: st
 
 def _prod_gradient(node: Node, grads: Grads) -> Grads:
     x = node.inputs[0]
-    if x.dtype.kind != "f":
+    if kind_of(x.dtype) != "f":
         return [None]
     others = build("prod_others", (x,), {"axis": node.attrs["axis"]})
     return [_kept(astype(_only(grads), x.dtype), node) * others]
@@ -290,7 +290,7 @@ def _cumulative_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Te
 
 def _cumulative_gradient(node: Node, grads: Grads) -> Grads:
     x, axis = node.inputs[0], node.attrs["axis"]
-    if x.dtype.kind != "f":
+    if kind_of(x.dtype) != "f":
         return [None]
     grad = astype(_only(grads), x.dtype)
     total = flip(cumulative_sum(flip(grad, axis=axis), axis=axis), axis=axis)

@@ -17,7 +17,7 @@ from nbflow.errors import ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import INT64, ArrayLike, as_tensor, build, convert, require_kind, static_shape
-from nbflow.spec import Dim, Shape, TensorSpec, broadcast_shapes, format_shape, merge_shapes
+from nbflow.spec import Dim, Shape, TensorSpec, broadcast_shapes, format_shape, kind_of, merge_shapes
 
 ShapeLike = Any  # int, sequence of ints and integer scalar tensors, or an integer vector
 Grads = Sequence[Tensor | None]
@@ -94,7 +94,9 @@ def _vector_argument(vector: Tensor) -> tuple[Shape, tuple[Tensor, ...]]:
 def shape_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Shape:
     """The output shape of an op with attribute `shape` and perhaps a shape vector as its last input."""
     shape: Shape = attrs["shape"]
-    if static_shape(shape) is None and not (inputs and inputs[-1].dtype.kind in "iu" and inputs[-1].rank in (1, None)):
+    if static_shape(shape) is None and not (
+        inputs and kind_of(inputs[-1].dtype) in "iu" and inputs[-1].rank in (1, None)
+    ):
         raise ShapeError(f"shape {format_shape(shape)} is not fully known, and no shape vector is given")
     if shape is not None and any(d is not None and d < 0 for d in shape):
         raise ShapeError(f"a dimension cannot be negative: {shape}")
@@ -293,4 +295,4 @@ def merge_specs(specs: Sequence[TensorSpec], what: str) -> TensorSpec:
 
 def require_kind_same(spec: TensorSpec, dtype: np.dtype[Any], what: str) -> None:
     """Raises DTypeError unless `spec` has exactly `dtype`."""
-    require_kind(spec, dtype.kind if spec.dtype == dtype else "", f"{what} have one dtype, {dtype}")
+    require_kind(spec, kind_of(dtype) if spec.dtype == dtype else "", f"{what} have one dtype, {dtype}")

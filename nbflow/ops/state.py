@@ -15,7 +15,7 @@ import numpy as np
 from nbflow import op
 from nbflow.errors import DTypeError, ShapeError
 from nbflow.op import Attrs, Cost
-from nbflow.spec import Shape, TensorSpec, format_shape, shape_accepts
+from nbflow.spec import Shape, TensorSpec, format_shape, kind_of, shape_accepts
 
 INT64 = np.dtype(np.int64)
 
@@ -86,12 +86,12 @@ def _apply_infer(slots: int, *, iterations: bool = False) -> op.ShapeRule:
 
     def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
         handle = _handle(inputs)
-        if handle.dtype.kind != "f":
+        if kind_of(handle.dtype) != "f":
             raise DTypeError(f"only variables of floating dtype are trained, this one holds {handle.dtype}")
         for slot in inputs[1 : slots + 1]:
             if not slot.resource or slot.shape != handle.shape or slot.dtype != handle.dtype:
                 raise ShapeError(f"a slot is a variable like its own, {handle}, not {slot}")
-        if len(inputs) > counted and (inputs[-1].dtype.kind != "b" or inputs[-1].shape not in ((), None)):
+        if len(inputs) > counted and (kind_of(inputs[-1].dtype) != "b" or inputs[-1].shape not in ((), None)):
             raise DTypeError(f"the gate of an update is a boolean scalar, not {inputs[-1]}")
         scalars = list(inputs[slots + 1 : counted - 1])
         if iterations:

@@ -10,6 +10,7 @@ from nbflow.errors import DTypeError, GraphError
 from nbflow.graph import Node, Tensor
 from nbflow.ops import astype, minimum
 from nbflow.ops.creation import group
+from nbflow.spec import kind_of
 from nbflow.variable import Variable, as_variables
 
 
@@ -54,7 +55,7 @@ class ExponentialMovingAverage:
         if not found or self._averages:
             raise GraphError("ema.after takes at least one variable" if not found else "ema.after is called once")
         for variable in found:
-            if variable.dtype.kind != "f":
+            if kind_of(variable.dtype) != "f":
                 raise DTypeError(f"only floating variables have averages, {variable.name!r} is {variable.dtype}")
         graph = step.graph
         with graph.as_default(), graph.absolute_scope(graph.unique(f"{step.name}_{self.name}")):

@@ -16,7 +16,7 @@ from nbflow.ops import astype, equal, full, where, zeros_like
 from nbflow.ops._build import as_tensor, build, convert
 from nbflow.optim.clip import Clipper
 from nbflow.optim.scaling import DynamicLossScale, all_finite, unscaled
-from nbflow.spec import format_shape
+from nbflow.spec import format_shape, kind_of
 from nbflow.variable import Variable, as_variables, variables_of
 
 # A number, a scalar tensor or variable, or a function from the step count (an int64 scalar tensor) to one.
@@ -233,7 +233,7 @@ def _checked_loss(loss: Tensor) -> Tensor:
         raise ShapeError(
             f"the loss {tensor.name} is a scalar, not {format_shape(tensor.shape)}; use nf.mean(loss)", where=where
         )
-    if tensor.dtype.kind != "f":
+    if kind_of(tensor.dtype) != "f":
         raise DTypeError(f"the loss {tensor.name} is floating, not {tensor.dtype}", where=where)
     return tensor
 

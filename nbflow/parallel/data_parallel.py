@@ -23,6 +23,7 @@ from nbflow.ops.joining import concat
 from nbflow.ops.state import GRADIENT_INPUT
 from nbflow.parallel.base import Expanded, strategy_of
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
+from nbflow.spec import kind_of
 
 _KIND = "data_parallel"
 # Ops (handle, value) that change a variable, other than the updates of optimizers.
@@ -282,7 +283,7 @@ class _Rewrite:
         with self.made.as_default(), self.made.name_scope("joined"), self.made.name_scope(tensor.node.name):
             if not home and tensor.spec.rank != 0:
                 return concat(parts, axis=0)
-            if tensor.dtype.kind not in "fc":
+            if kind_of(tensor.dtype) not in "fc":
                 raise GraphError(
                     f"{tensor.name} is a {tensor.dtype.name} scalar on each replica, of which there is no mean; "
                     "cast it with nf.astype, or fetch it without the training step",

@@ -12,6 +12,7 @@ from nbflow.graph import Graph, Tensor
 from nbflow.ops import add_n, constant, placeholder
 from nbflow.ops import sum as sum_over
 from nbflow.ops._build import convert, static_shape
+from nbflow.spec import kind_of
 from nbflow.testing.evaluate import Evaluator
 
 A = np.ndarray[Any, Any]
@@ -34,11 +35,11 @@ def check_gradients(
     AssertionError that shows the worst element. Points where `fn` has a kink or a jump cannot be checked.
     """
     values = [np.asarray(a) for a in arrays]
-    values = [v.astype(np.float64) if v.dtype.kind == "f" else v for v in values]
+    values = [v.astype(np.float64) if kind_of(v.dtype) == "f" else v for v in values]
     graph = Graph()
     with graph.as_default():
         inputs = [placeholder(v.dtype, v.shape, name=f"input.{i}") for i, v in enumerate(values)]
-        floating = [t for t in inputs if t.dtype.kind == "f"]
+        floating = [t for t in inputs if kind_of(t.dtype) == "f"]
         if not floating:
             raise AssertionError("check_gradients needs at least one floating array")
         random = np.random.default_rng(0)
@@ -55,7 +56,7 @@ def check_gradients(
 def _outputs(made: Any) -> list[Tensor]:
     items = list(made) if isinstance(made, (list, tuple)) else [made]
     tensors = [convert(item) for item in items]
-    floating = [t for t in tensors if t.dtype.kind == "f"]
+    floating = [t for t in tensors if kind_of(t.dtype) == "f"]
     if not floating:
         raise AssertionError(f"check_gradients needs a floating output, got {[str(t.spec) for t in tensors]}")
     return floating
@@ -88,7 +89,7 @@ def _compare(
     evaluator = Evaluator()
     feeds = dict(zip(inputs, values, strict=True))
     exact = evaluator.run([g for g in found if g is not None], feeds)
-    positions = [i for i, v in enumerate(values) if v.dtype.kind == "f"]
+    positions = [i for i, v in enumerate(values) if kind_of(v.dtype) == "f"]
     for position, grad in zip(positions, found, strict=True):
         numeric = _differences(evaluator, function, inputs, values, position)
         symbolic = np.zeros_like(numeric) if grad is None else exact.pop(0)

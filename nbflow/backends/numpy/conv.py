@@ -15,6 +15,7 @@ import numpy as np
 from nbflow.backends.base import Table
 from nbflow.errors import OpError
 from nbflow.ops.windows import Padding, Pair, output_size, pads
+from nbflow.spec import kind_of
 
 TABLE = Table()
 
@@ -271,7 +272,7 @@ def _nhwc_shape(shape: Any, data_format: str) -> tuple[int, int, int, int]:
 
 
 def _lowest(dtype: np.dtype[Any]) -> Any:
-    return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
+    return -np.inf if kind_of(dtype) == "f" else np.iinfo(dtype).min
 
 
 @TABLE.implements("max_pool2d")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
 from nbflow.backends.base import Table
+from nbflow.spec import kind_of
 
 TABLE = Table()
 A = np.ndarray[Any, Any]
@@ -85,7 +86,7 @@ def _rsqrt(x: A, *, out: A | None = None) -> A:
 
 @TABLE.implements("round")
 def _round(x: A, *, out: A | None = None) -> A:
-    if x.dtype.kind in "fc":
+    if kind_of(x.dtype) in "fc":
         made: A = np.rint(x, out=out)
         return made
     return _cast(x, x.dtype, out)
@@ -189,7 +190,7 @@ def _horner(coefficients: A, x: A) -> A:
 
 @TABLE.implements("erf")
 def _erf(x: A, *, out: A | None = None) -> A:
-    floats = np.asarray(x, np.result_type(x, np.float32) if x.dtype.kind == "f" else np.float64)
+    floats = np.asarray(x, np.result_type(x, np.float32) if kind_of(x.dtype) == "f" else np.float64)
     size = np.minimum(np.abs(floats), 6)
     square = size * size
     near = size * _horner(_NEAR[floats.dtype], np.minimum(square, 1))

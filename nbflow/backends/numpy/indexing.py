@@ -8,6 +8,7 @@ import numpy as np
 
 from nbflow.backends.base import Table
 from nbflow.backends.numpy.shape import target
+from nbflow.spec import kind_of
 
 TABLE = Table()
 A = np.ndarray[Any, Any]
@@ -71,7 +72,7 @@ def add_rows(rows: A, indices: A, updates: A) -> None:
     if indices.min() < -count or indices.max() >= count:
         raise IndexError(f"indices from {indices.min()} to {indices.max()} for a dimension of length {count}")
     # Grouping equal indices and adding whole rows at once is several times as fast as numpy's add.at for wide rows.
-    positions = np.where(indices < 0, indices + count, indices) if indices.dtype.kind == "i" else indices
+    positions = np.where(indices < 0, indices + count, indices) if kind_of(indices.dtype) == "i" else indices
     if rows.ndim == 1:
         np.add.at(rows, positions, updates)
         return

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbflow.backends.base import Implementation, Table
+from nbflow.spec import kind_of
 
 TABLE = Table()
 _add: Any = np.add  # numpy's stubs reject `out=None` beside `keepdims`
@@ -18,7 +19,7 @@ Axis = int | tuple[int, ...] | None
 
 def _adding(ufunc: Any) -> Implementation:
     def implementation(x: A, *, axis: Axis, keepdims: bool, dtype: np.dtype[Any] | None, out: A | None = None) -> A:
-        if dtype is None and x.dtype.kind == "f":
+        if dtype is None and kind_of(x.dtype) == "f":
             dtype = x.dtype
         made: A = ufunc.reduce(x, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
         return made
@@ -109,9 +110,9 @@ TABLE["cumulative_prod"] = _running(np.multiply, 1)
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if dtype.kind == "b":
+    if kind_of(dtype) == "b":
         return np.dtype(np.int64)
-    return np.dtype(f"{dtype.kind}8") if dtype.kind in "iu" else dtype
+    return np.dtype(f"{kind_of(dtype)}8") if kind_of(dtype) in "iu" else dtype
 
 
 # --- products of all other elements ----------------------------------------------------------------------------------
