@@ -19,8 +19,8 @@ from nbflow.graph import Tensor, get_graph
 from nbflow.ops import identity, matmul, ones, permute_dims, reshape, shape_of, where, zeros
 from nbflow.ops import random as draw
 from nbflow.ops._build import ArrayLike, as_tensor, convert
-from nbflow.ops.conv import PaddingLike, PairLike
-from nbflow.ops.windows import check_layout, pair, to_nhwc
+from nbflow.ops.conv import IntsLike, PaddingLike
+from nbflow.ops.windows import channels_of, check_layout, many
 from nbflow.spec import format_shape, kind_of, normalize_axis
 from nbflow.variable import Variable
 
@@ -53,13 +53,13 @@ def dense(
 def conv2d(
     x: ArrayLike,
     filters: int,
-    kernel_size: PairLike,
-    strides: PairLike = 1,
+    kernel_size: IntsLike,
+    strides: IntsLike = 1,
     padding: PaddingLike = "SAME",
     activation: Activation | None = None,
     use_bias: bool = True,
     data_format: str = "NHWC",
-    dilation: PairLike = 1,
+    dilation: IntsLike = 1,
     groups: int = 1,
     initializer: Initializer | None = None,
     *,
@@ -71,12 +71,12 @@ def conv2d(
     """
     tensor = _floating(x, "conv2d")
     with _layer(tensor, name, "conv2d"):
-        channels = to_nhwc(tensor.shape, check_layout(data_format))[3]
+        channels = channels_of(tensor.shape, check_layout(data_format, 2))
         if channels is None:
             raise ShapeError(f"conv2d needs the number of channels of {tensor.name}, {format_shape(tensor.shape)}")
         if groups < 1 or channels % groups:
             raise ShapeError(f"{channels} channels do not divide into {groups} groups")
-        kh, kw = pair(kernel_size, "kernel_size")
+        kh, kw = many(kernel_size, 2, "kernel_size")
         shape = (kh, kw, channels // groups, _count(filters, "filters"))
         fans = (kh * kw * shape[2], kh * kw * filters // groups)
         weights = _weights("weights", shape, tensor.dtype, *fans, initializer)

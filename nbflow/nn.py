@@ -14,8 +14,8 @@ from nbflow.ops.activations import (
     softsign,
     thresholded_relu,
 )
-from nbflow.ops.conv import avg_pool2d, conv2d, depthwise_conv2d, max_pool2d
-from nbflow.ops.conv_more import conv1d, conv_transpose2d, global_avg_pool, global_max_pool
+from nbflow.ops.conv import conv, conv1d, conv2d, conv3d, depthwise_conv, depthwise_conv2d
+from nbflow.ops.conv_more import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from nbflow.ops.elementwise import tanh
 from nbflow.ops.losses import cosine_similarity, hinge, huber, kl_divergence, mean_absolute_error, sigmoid_focal
 from nbflow.ops.nn import (
@@ -39,23 +39,46 @@ from nbflow.ops.nn import (
     softplus,
 )
 from nbflow.ops.normalization import group_norm, instance_norm, rms_norm
+from nbflow.ops.pooling import (
+    avg_pool,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    lp_pool,
+    max_pool,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_pool_with_argmax,
+)
+from nbflow.ops.pooling_more import global_avg_pool, global_lp_pool, global_max_pool, max_unpool
 from nbflow.ops.recurrent import gru, lstm, rnn
 
 __all__ = [
     "attention",
+    "avg_pool",
+    "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "celu",
+    "conv",
     "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose",
+    "conv_transpose1d",
     "conv_transpose2d",
+    "conv_transpose3d",
     "cosine_similarity",
+    "depthwise_conv",
     "depthwise_conv2d",
     "dropout",
     "elu",
     "embedding_lookup",
     "gelu",
     "global_avg_pool",
+    "global_lp_pool",
     "global_max_pool",
     "group_norm",
     "gru",
@@ -70,8 +93,14 @@ __all__ = [
     "leaky_relu",
     "log_sigmoid",
     "log_softmax",
+    "lp_pool",
     "lstm",
+    "max_pool",
+    "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
+    "max_pool_with_argmax",
+    "max_unpool",
     "mean_absolute_error",
     "mean_squared_error",
     "mish",

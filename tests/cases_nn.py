@@ -134,19 +134,24 @@ row("mean", nf.nn.mean_squared_error, [f(3, 2), f(3, 2, seed=1)], lambda x, y: n
 
 _IN_LOOPS = "value in test_nn_conv.py"
 _CONV = {"strides": (2, 1), "padding": "SAME", "data_format": "NHWC", "dilation": (1, 1), "groups": 1}
-_POOL = {"window": (2, 2), "strides": (2, 1), "padding": "VALID", "data_format": "NHWC", "dilation": (1, 1)}
+_POOL = {
+    "window": (2, 2),
+    "strides": (2, 1),
+    "padding": "VALID",
+    "data_format": "NHWC",
+    "dilation": (1, 1),
+    "ceil": False,
+}
 
 
 def _forward_1x1(x: A, w: A) -> A:
     return np.einsum("nhwc,co->nhwo", x, w[0, 0])
 
 
-row("conv2d", nf.nn.conv2d, [f(2, 3, 3, 2), f(1, 1, 2, 3)], _forward_1x1, differentiable=2)
+row("conv", nf.nn.conv2d, [f(2, 3, 3, 2), f(1, 1, 2, 3)], _forward_1x1, differentiable=2)
+row("conv", lambda x, w: nf.nn.conv2d(x, w, 2), [f(1, 3, 4, 2), f(2, 2, 2, 1)], None, differentiable=2, note=_IN_LOOPS)
 row(
-    "conv2d", lambda x, w: nf.nn.conv2d(x, w, 2), [f(1, 3, 4, 2), f(2, 2, 2, 1)], None, differentiable=2, note=_IN_LOOPS
-)
-row(
-    "conv2d",
+    "conv",
     lambda x, w: nf.nn.conv2d(x, w, padding=((0, 1), (1, 0)), data_format="NCHW", dilation=2),
     [f(1, 2, 4, 4), f(2, 2, 2, 2)],
     None,
@@ -154,7 +159,7 @@ row(
     note=_IN_LOOPS,
 )
 row(
-    "conv2d",
+    "conv",
     nf.nn.depthwise_conv2d,
     [f(1, 3, 3, 2), f(2, 2, 1, 4)],
     None,
@@ -163,22 +168,22 @@ row(
     note=f"{_IN_LOOPS}; the number of channels must be known",
 )
 row(
-    "conv2d_input_grad",
-    lambda g, w: build("conv2d_input_grad", (g, w), {**_CONV, "shape": (1, 4, 3, 2)}),
+    "conv_input_grad",
+    lambda g, w: build("conv_input_grad", (g, w), {**_CONV, "shape": (1, 4, 3, 2)}),
     [f(1, 2, 3, 2), f(3, 2, 2, 2)],
     None,
     differentiable=2,
     note=_IN_LOOPS,
 )
 row(
-    "conv2d_filter_grad",
-    lambda x, g: build("conv2d_filter_grad", (x, g), {**_CONV, "shape": (3, 2, 2, 2)}),
+    "conv_filter_grad",
+    lambda x, g: build("conv_filter_grad", (x, g), {**_CONV, "shape": (3, 2, 2, 2)}),
     [f(1, 4, 3, 2), f(1, 2, 3, 2)],
     None,
     differentiable=2,
     note=_IN_LOOPS,
 )
-for _function, _name in ((nf.nn.max_pool2d, "max_pool2d"), (nf.nn.avg_pool2d, "avg_pool2d")):
+for _function, _name in ((nf.nn.max_pool2d, "max_pool"), (nf.nn.avg_pool2d, "avg_pool")):
     row(_name, lambda x, p=_function: p(x, 2), [f(2, 4, 4, 1)], None, differentiable=2, note=_IN_LOOPS)
     row(
         _name,
@@ -191,29 +196,29 @@ for _function, _name in ((nf.nn.max_pool2d, "max_pool2d"), (nf.nn.avg_pool2d, "a
 
 
 def _pool_grad(op: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda g, x: build(op, (g, x, build("max_pool2d", (x,), _POOL)), _POOL)
+    return lambda g, x: build(op, (g, x, build("max_pool", (x,), _POOL)), _POOL)
 
 
 # Linear in its first input; the second only says where the maxima are.
 row(
-    "max_pool2d_grad",
-    _pool_grad("max_pool2d_grad"),
+    "max_pool_grad",
+    _pool_grad("max_pool_grad"),
     [f(1, 2, 2, 1), f(1, 4, 3, 1)],
     None,
     differentiable=1,
     note=_IN_LOOPS,
 )
 row(
-    "max_pool2d_pick",
-    _pool_grad("max_pool2d_pick"),
+    "max_pool_pick",
+    _pool_grad("max_pool_pick"),
     [f(1, 4, 3, 1), f(1, 4, 3, 1, seed=1)],
     None,
     differentiable=1,
     note=_IN_LOOPS,
 )
 row(
-    "avg_pool2d_grad",
-    lambda g: build("avg_pool2d_grad", (g,), {**_POOL, "shape": (1, 4, 3, 1)}),
+    "avg_pool_grad",
+    lambda g: build("avg_pool_grad", (g,), {**_POOL, "count": "inside", "shape": (1, 4, 3, 1)}),
     [f(1, 2, 2, 1)],
     None,
     differentiable=2,

@@ -13,6 +13,8 @@ from nbflow.ops import fourier as fourier
 from nbflow.ops import matrices as matrices
 from nbflow.ops import nn as nn
 from nbflow.ops import norms as norms
+from nbflow.ops import pooling as pooling
+from nbflow.ops import pooling_more as pooling_more
 from nbflow.ops import random as random
 from nbflow.ops import solving as solving
 from nbflow.ops import state as state

@@ -189,5 +189,5 @@ def test_max_pooling_of_integers_does_not_see_the_border() -> None:
 
 
 def test_padding_as_large_as_a_pool_is_refused() -> None:
-    with Graph().as_default(), pytest.raises(GraphError, match="hold no pixel"):
+    with Graph().as_default(), pytest.raises(GraphError, match="hold no place"):
         nn.max_pool2d(np.zeros((1, 4, 4, 1)), 2, padding=((2, 0), (0, 0)))
