@@ -12,6 +12,7 @@ Reading order, which is the order in which data passes:
     rendezvous step program executor     running a program
     driver loop inprocess                one step over many workers; the training loop
     session current train                `nf.run`, `nf.train.run`
+    onnx                                 models from elsewhere, in and out
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nbflow import cluster, data, errors, events, fft, layers, linalg, nn, ops, optim, random, testing, train
+from nbflow import cluster, data, errors, events, fft, layers, linalg, nn, onnx, ops, optim, random, testing, train
 from nbflow import codec as codec  # makes Graph.to_proto work
 from nbflow.autodiff import gradients
 from nbflow.current import current_session, describe, drop_state, get_cluster, placement, run, set_cluster
@@ -67,6 +68,7 @@ __all__ = [
     "nan",
     "newaxis",
     "nn",
+    "onnx",
     "optim",
     "pi",
     "placement",
