@@ -2,9 +2,11 @@
 
 from nbflow.ops.activations import (
     celu,
+    glu,
     hard_sigmoid,
     hard_swish,
     hard_tanh,
+    hardmax,
     log_sigmoid,
     mish,
     prelu,
@@ -12,6 +14,7 @@ from nbflow.ops.activations import (
     selu,
     shrink,
     softsign,
+    swish,
     thresholded_relu,
 )
 from nbflow.ops.conv import conv, conv1d, conv2d, conv3d, depthwise_conv, depthwise_conv2d
@@ -38,7 +41,7 @@ from nbflow.ops.nn import (
     softmax_cross_entropy,
     softplus,
 )
-from nbflow.ops.normalization import group_norm, instance_norm, rms_norm
+from nbflow.ops.normalization import group_norm, instance_norm, local_response_norm, lp_normalize, rms_norm
 from nbflow.ops.pooling import (
     avg_pool,
     avg_pool1d,
@@ -80,19 +83,23 @@ __all__ = [
     "global_avg_pool",
     "global_lp_pool",
     "global_max_pool",
+    "glu",
     "group_norm",
     "gru",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
+    "hardmax",
     "hinge",
     "huber",
     "instance_norm",
     "kl_divergence",
     "layer_norm",
     "leaky_relu",
+    "local_response_norm",
     "log_sigmoid",
     "log_softmax",
+    "lp_normalize",
     "lp_pool",
     "lstm",
     "max_pool",
@@ -120,6 +127,7 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "softsign",
+    "swish",
     "tanh",
     "thresholded_relu",
 ]

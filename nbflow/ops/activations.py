@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert
-from nbflow.ops.elementwise import abs, expm1, greater, maximum, minimum, tanh, where
-from nbflow.ops.nn import op_scope, softplus
+from nbflow.ops.elementwise import abs, astype, equal, expm1, greater, logical_and, maximum, minimum, tanh, where
+from nbflow.ops.joining import split
+from nbflow.ops.nn import op_scope, sigmoid, softplus
+from nbflow.ops.reduction import cumulative_sum, max
 
 # Klambauer et al., arXiv 1706.02515, equation 14: the fixed point of mean 0 and variance 1.
 _SELU_ALPHA = 1.6732632423543772
@@ -96,3 +98,31 @@ def shrink(x: ArrayLike, /, threshold: float = 0.5, bias: float = 0.0, *, name: 
     with op_scope(name, "shrink", tensor):
         above = where(greater(tensor, threshold), tensor - bias, 0.0)
         return where(greater(-tensor, threshold), tensor + bias, above)
+
+
+def swish(x: ArrayLike, /, beta: float = 1.0, *, name: str | None = None) -> Tensor:
+    """x · sigmoid(beta · x): silu with beta 1, nearly gelu with beta 1.702. Ramachandran et al., arXiv 1710.05941."""
+    tensor = convert(x)
+    with op_scope(name, "swish", tensor):
+        return tensor * sigmoid(tensor if beta == 1 else tensor * float(beta))
+
+
+def glu(x: ArrayLike, /, axis: int = -1, *, name: str | None = None) -> Tensor:
+    """The first half of x along `axis` times sigmoid of the second. Dauphin et al., arXiv 1612.08083.
+
+    Raises ShapeError when the dimension is not known to be even.
+    """
+    tensor = convert(x)
+    with op_scope(name, "glu", tensor):
+        value, gate = split(tensor, 2, axis=axis)
+        return value * sigmoid(gate)
+
+
+def hardmax(x: ArrayLike, /, axis: int = -1, *, name: str | None = None) -> Tensor:
+    """1 at the first maximum along `axis`, else 0, in the dtype of x. No gradient passes."""
+    tensor = convert(x)
+    with op_scope(name, "hardmax", tensor):
+        top = equal(tensor, max(tensor, axis=axis, keepdims=True))
+        # The running count of maxima is 1 from the first of them to the second.
+        first = logical_and(top, equal(cumulative_sum(astype(top, "int32"), axis=axis), 1))
+        return astype(first, tensor.dtype)

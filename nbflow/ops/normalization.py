@@ -1,16 +1,18 @@
-"""Normalisation within each example: by groups of channels, by channel, by the root mean square."""
+"""Normalisation within each example: by groups of channels, by channel, by the root mean square, by near channels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nbflow.errors import ShapeError
+from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert
-from nbflow.ops.elementwise import rsqrt, square
+from nbflow.ops.elementwise import abs, greater, pow, rsqrt, square, where
+from nbflow.ops.manipulation import moveaxis
 from nbflow.ops.nn import along, moments, op_scope
-from nbflow.ops.reduction import mean
-from nbflow.ops.shape import reshape, shape_of
+from nbflow.ops.pooling import avg_pool
+from nbflow.ops.reduction import mean, sum
+from nbflow.ops.shape import reshape, reshape_like, shape_of
 from nbflow.spec import format_shape, normalize_axes, normalize_axis
 
 
@@ -93,6 +95,50 @@ def group_norm(
         middle, spread = moments(parts, [a for a in range(1, rank + 1) if a != channel], keepdims=True)
         made = reshape((parts - middle) * rsqrt(spread + epsilon), sizes)
         return _scaled(made, scale, offset, channel, rank)
+
+
+def local_response_norm(
+    x: ArrayLike,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    bias: float = 1.0,
+    axis: int = -1,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """x / (bias + alpha / size · Σ x²)^beta, the sum over the `size` channels around each. Krizhevsky et al., 2012.
+
+    - `size`: (size - 1) // 2 channels before and the rest behind, as many as there are.
+    - `axis`: the channels, 1 for NCHW images.
+
+    Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", section 3.3.
+    """
+    if size < 1:
+        raise GraphError(f"the size of local_response_norm is a positive integer, not {size!r}")
+    tensor = convert(x)
+    _, channel = _checked(tensor, axis, "local_response_norm")
+    before = (size - 1) // 2
+    with op_scope(name, "local_response_norm", tensor):
+        last = moveaxis(tensor, channel, -1)
+        channels = shape_of(last)[-1] if last.shape is None or last.shape[-1] is None else last.shape[-1]
+        squares = reshape(square(last), (-1, channels, 1))
+        # A stride of 1 over a padding that fills the window gives one sum a channel.
+        sums = avg_pool(squares, size, 1, ((before, size - 1 - before),), "NWC", count="one")
+        near = moveaxis(reshape_like(sums, last), -1, channel)
+        return tensor * pow(near * (alpha / size) + bias, -beta)
+
+
+def lp_normalize(x: ArrayLike, /, p: float = 2.0, axis: int = -1, *, name: str | None = None) -> Tensor:
+    """x / (Σ |x|ᵖ)^(1/p) along `axis`; where the sum is 0, so is the result."""
+    if not p > 0:
+        raise GraphError(f"the p of lp_normalize is positive, not {p}")
+    tensor = convert(x)
+    with op_scope(name, "lp_normalize", tensor):
+        size = sum(abs(tensor) if p == 1 else pow(abs(tensor), float(p)), axis=axis, keepdims=True)
+        some = greater(size, 0)
+        # The inner choice keeps infinite slopes out of the gradient.
+        return where(some, tensor / pow(where(some, size, 1.0), 1.0 / p), 0.0)
 
 
 def _checked(x: Tensor, axis: int, what: str) -> tuple[int, int]:

@@ -14,10 +14,17 @@ from nbflow.graph import Graph, Node, Tensor
 from nbflow.ops import placeholder
 from nbflow.spec import TensorSpec, spec_of
 from nbflow.testing import Evaluator, check_gradients
-from tests import cases, cases_composed, cases_linalg, cases_nn, cases_windows
+from tests import cases, cases_composed, cases_layers, cases_linalg, cases_nn, cases_windows
 from tests.cases import Case
 
-ROWS: list[Case] = [*cases.OPS, *cases_composed.OPS, *cases_linalg.OPS, *cases_nn.OPS, *cases_windows.OPS]
+ROWS: list[Case] = [
+    *cases.OPS,
+    *cases_composed.OPS,
+    *cases_linalg.OPS,
+    *cases_nn.OPS,
+    *cases_layers.OPS,
+    *cases_windows.OPS,
+]
 
 
 def ids(rows: list[Case]) -> list[str]:
