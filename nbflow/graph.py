@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Owner:
     label: str
 
 
+T = TypeVar("T")
+ANYWHERE = DeviceSpec()
 SCRIPT = Owner("script", os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "script")
 
 
@@ -180,6 +182,33 @@ class ToTensor(Protocol):
 class NodeMap(dict[str, Node]):
     """A graph's nodes by name, in the order they were made. Iterating gives the nodes; `keys()` gives the names."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Scope -> the names and scopes that ever stood right under it: whether a scope is taken is asked for every
+        # unnamed layer, and looking through all names each time would make building quadratic.
+        self.under: dict[str, set[str]] = {}
+
+    def __setitem__(self, name: str, node: Node) -> None:
+        self.note(name)
+        super().__setitem__(name, node)
+
+    def update(self, other: Mapping[str, Node]) -> None:  # type: ignore[override]  # the one form that is used
+        for name in other.keys():
+            self.note(name)
+        super().update(other)
+
+    def note(self, name: str) -> None:
+        """Takes note of the scopes of `name`, which is made under it or is about to be."""
+        end = name.rfind("/")
+        while end > 0:
+            scope = name[:end]
+            found = self.under.get(scope)
+            if found is not None:
+                found.add(name)
+                return
+            self.under[scope] = {name}
+            name, end = scope, scope.rfind("/")
+
     def __iter__(self) -> Iterator[Node]:  # type: ignore[override]  # what people loop over
         return iter(self.values())
 
@@ -256,10 +285,7 @@ class Graph:
                 return candidate
 
     def _has_scope(self, scope: str) -> bool:
-        prefix = scope + "/"
-        return any(
-            n.startswith(prefix) and self.find(n) is not None for n in [*self.nodes.keys(), *(self.pending or ())]
-        )
+        return any(self.find(n) is not None or self._has_scope(n) for n in self.nodes.under.get(scope, ()))
 
     def restart_numbers(self) -> None:
         """Numbers of unnamed ops start again; called when a cell starts to run."""
@@ -301,27 +327,26 @@ class Graph:
                 full = self.scoped(name)
                 self._check_free(full)
             specs = self._infer(definition, full, inputs, kept, line)
-            controls = dict.fromkeys([*(n for group in self._controls for n in group), *control_inputs])
-            asked = self._devices[-1] if self._devices else DeviceSpec()
+            asked = self._devices[-1] if self._devices else ANYWHERE
             if device is not None:
                 asked = asked.merge(parse_device(device))
-            together = dict.fromkeys([*(n for group in self._colocate for n in group), *colocate])
             node = Node(
                 self,
                 full,
                 op,
                 tuple(inputs),
-                tuple(controls),
+                _merged(self._controls, control_inputs),
                 kept,
                 specs,
                 device=asked,
-                colocate=tuple(together),
+                colocate=_merged(self._colocate, colocate),
                 owner=self.owner,
                 line=line,
                 auto_named=name is None,
             )
             if self.pending is not None:
                 self.pending[full] = node
+                self.nodes.note(full)
             else:
                 self.nodes[full] = node
             if self.on_add is not None:
@@ -350,6 +375,8 @@ class Graph:
 
     def check_member(self, node: Node) -> None:
         """Raises GraphError when `node` is not, or no longer, in this graph."""
+        if self.pending is None and self.nodes.get(node.name) is node:
+            return
         if node.graph is not self:
             raise GraphError(f"{node.name!r} belongs to another graph", where=node.where)
         here = (self.pending or {}).get(node.name) or self.nodes.get(node.name)
@@ -529,6 +556,13 @@ def ancestors(targets: Iterable[Node], stop: frozenset[str] | set[str] = frozens
             todo.extend(t.node for t in node.inputs)
             todo.extend(node.control_inputs)
     return topological(found[name] for name in sorted(found, key=lambda n: (n not in stop, n)))
+
+
+def _merged(groups: Sequence[tuple[T, ...]], more: Iterable[T]) -> tuple[T, ...]:
+    """What the surrounding blocks and the call ask for, each once."""
+    if not groups and not more:
+        return ()
+    return tuple(dict.fromkeys([*(item for group in groups for item in group), *more]))
 
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
