@@ -30,6 +30,7 @@ from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.notebook import load_ipython_extension, show, unload_ipython_extension
 from nbflow.ops import *  # noqa: F403  # the list is `nbflow.ops.__all__`
 from nbflow.ops.composed import e, inf, nan, newaxis, pi
+from nbflow.ops.slices import IndexedSlices
 from nbflow.session import Session
 from nbflow.spec import TensorSpec
 from nbflow.variable import Variable, trainable_variables
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DeviceSpec",
     "Graph",
+    "IndexedSlices",
     "Node",
     "Session",
     "Tensor",

@@ -2,6 +2,9 @@
 
 Reverse accumulation as in Griewank and Walther, "Evaluating Derivatives", chapter 3. The rules build ordinary ops, so
 gradients have gradients. A gradient node runs on the device of the op it belongs to.
+
+The gradient of looking up rows is sparse (`IndexedSlices`). It stays so while it is added to others like it and passes
+ops that only rename or cast; every other rule gets a dense one.
 """
 
 from __future__ import annotations
@@ -9,26 +12,62 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import Literal, overload
 
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, ToTensor, ancestors
-from nbflow.ops import add_n, ones_like
+from nbflow.ops import add_n, astype, ones_like
 from nbflow.ops._build import ArrayLike, as_tensor, convert
-from nbflow.spec import format_shape, kind_of, shape_accepts
+from nbflow.ops.slices import Gradient, IndexedSlices, dense, joined
+from nbflow.spec import Shape, format_shape, kind_of, shape_accepts
 
 # (node name, output index)
 Key = tuple[str, int]
 
 
+Values = Tensor | ToTensor | Sequence[Tensor | ToTensor]
+
+# Ops with one input of the output's shape through which slices pass as they are, perhaps in another dtype.
+_PASS_SLICES = frozenset({"identity", "positive", "astype"})
+
+
+@overload
 def gradients(
-    ys: Tensor | ToTensor | Sequence[Tensor | ToTensor],
-    xs: Tensor | ToTensor | Sequence[Tensor | ToTensor],
+    ys: Values,
+    xs: Values,
     grad_ys: ArrayLike | Sequence[ArrayLike | None] | None = None,
-) -> list[Tensor | None]:
+    *,
+    sparse: Literal[False] = False,
+) -> list[Tensor | None]: ...
+
+
+@overload
+def gradients(
+    ys: Values,
+    xs: Values,
+    grad_ys: ArrayLike | Sequence[ArrayLike | None] | None = None,
+    *,
+    sparse: Literal[True],
+) -> list[Gradient | None]: ...
+
+
+def gradients(
+    ys: Values,
+    xs: Values,
+    grad_ys: ArrayLike | Sequence[ArrayLike | None] | None = None,
+    *,
+    sparse: bool = False,
+) -> Sequence[Gradient | None]:
     """The gradients of the sum of `ys` for each of `xs` (tensors or variables), as new tensors.
 
     `grad_ys`: what flows into each of `ys`, of its shape and dtype; ones where None or left out. None stands for an x
     that no y depends on, or only through ops without a gradient (comparisons, rounding, integers, stop_gradient).
+    `sparse`: an x of which only rows are looked up (`nf.take` and `nf.nn.embedding_lookup` along the first dimension)
+    has `nf.IndexedSlices` for a gradient, not a tensor as large as x.
+
+    Of a complex y the real part counts. The gradient for a complex x = a + ib is (gradient for a) + i (gradient for b),
+    as in PyTorch and TensorFlow: x - rate * gradient descends, and a holomorphic f passes g on as g * conj(f').
+
     Raises DTypeError when a y is not floating, ShapeError when an entry of `grad_ys` does not fit.
     """
     targets, sources = _tensors(ys, "ys"), _tensors(xs, "xs")
@@ -43,16 +82,21 @@ def gradients(
     reached = _reached(order, {_key(x) for x in sources})
     made = _Made(graph)
     sweep = _Sweep(reached)
-    with graph.device(None):
+    with graph.device(None), graph.colocate_with(None):
         sweep.start(targets, _seeds(targets, grad_ys))
         for node in reversed(order):
             sweep.visit(node)
-        found = [sweep.gradient(x) for x in sources]
+        found = [sweep.gradient(x, sparse=sparse) for x in sources]
     made.drop_unused(found)
     return found
 
 
-def _tensors(values: Tensor | ToTensor | Sequence[Tensor | ToTensor], what: str) -> list[Tensor]:
+def differentiable(tensor: Tensor) -> bool:
+    """Whether a tensor of this dtype has gradients: real and complex floating point numbers do."""
+    return kind_of(tensor.dtype) in "fc" and not tensor.spec.resource
+
+
+def _tensors(values: Values, what: str) -> list[Tensor]:
     items = list(values) if isinstance(values, (list, tuple)) else [values]
     found = []
     for item in items:
@@ -73,7 +117,7 @@ def _reached(order: Iterable[Node], sources: set[Key]) -> set[Key]:
     for node in order:
         inputs = any(_key(t) in reached for t in node.inputs) and node.definition.gradient is not None
         for tensor in node.outputs:
-            if kind_of(tensor.dtype) == "f" and (inputs or _key(tensor) in sources):
+            if differentiable(tensor) and (inputs or _key(tensor) in sources):
                 reached.add(_key(tensor))
     return reached
 
@@ -90,7 +134,7 @@ def _seeds(targets: Sequence[Tensor], grad_ys: ArrayLike | Sequence[ArrayLike | 
         raise GraphError(f"grad_ys has {len(given)} entries for {len(targets)} ys")
     seeds: list[Tensor | None] = []
     for y, value in zip(targets, given, strict=True):
-        if kind_of(y.dtype) != "f":
+        if not differentiable(y):
             raise DTypeError(f"{y.name} is {y.dtype}: only floating tensors have gradients", where=y.node.where)
         seed = None if value is None else convert(value, like=y)
         if seed is not None and (seed.dtype != y.dtype or not shape_accepts(y.shape, seed.shape)):
@@ -104,8 +148,8 @@ class _Sweep:
 
     def __init__(self, reached: set[Key]) -> None:
         self._reached = reached
-        self._parts: dict[Key, list[Tensor]] = {}
-        self._whole: dict[Key, Tensor] = {}
+        self._parts: dict[Key, list[Gradient]] = {}
+        self._whole: dict[Key, Gradient] = {}
 
     def start(self, targets: Sequence[Tensor], seeds: Sequence[Tensor | None]) -> None:
         for y, seed in zip(targets, seeds, strict=True):
@@ -120,13 +164,11 @@ class _Sweep:
             return
         with _beside(node):
             for tensor in arrived:
-                parts = self._parts.pop(_key(tensor))
-                self._whole[_key(tensor)] = parts[0] if len(parts) == 1 else add_n(parts)
-            rule = node.definition.gradient
-            if rule is None or not any(_key(t) in self._reached for t in node.inputs):
+                self._whole[_key(tensor)] = _total(self._parts.pop(_key(tensor)))
+            if node.definition.gradient is None or not any(_key(t) in self._reached for t in node.inputs):
                 return
             node.graph.read([node])
-            found = rule(node, [self._whole.get(_key(t)) for t in node.outputs])
+            found = self._passed(node)
         if len(found) != len(node.inputs):
             raise GraphError(
                 f"the gradient rule of {node.op} gives {len(found)} gradients for {len(node.inputs)} inputs",
@@ -137,20 +179,58 @@ class _Sweep:
                 _check(node, tensor, grad)
                 self._add(tensor, grad)
 
-    def gradient(self, x: Tensor) -> Tensor | None:
-        return self._whole.get(_key(x))
+    def _passed(self, node: Node) -> Sequence[Gradient | None]:
+        whole = self._whole.get(_key(node.outputs[0]))
+        if isinstance(whole, IndexedSlices) and node.op in _PASS_SLICES:
+            x = node.inputs[0]
+            if kind_of(x.dtype) == kind_of(whole.dtype):
+                return [IndexedSlices(astype(whole.values, x.dtype), whole.indices, x)]
+        rule = node.definition.gradient
+        assert rule is not None  # asked before
+        return rule(node, [self._dense(t) for t in node.outputs])
 
-    def _add(self, tensor: Tensor, grad: Tensor) -> None:
+    def _dense(self, tensor: Tensor) -> Tensor | None:
+        """The whole gradient of `tensor`, made dense for good if it is not: whoever asks next gets the same node."""
+        whole = self._whole.get(_key(tensor))
+        if whole is None:
+            return None
+        self._whole[_key(tensor)] = made = dense(whole)
+        return made
+
+    def gradient(self, x: Tensor, *, sparse: bool) -> Gradient | None:
+        with _beside(x.node):
+            return self._whole.get(_key(x)) if sparse else self._dense(x)
+
+    def _add(self, tensor: Tensor, grad: Gradient) -> None:
         self._parts.setdefault(_key(tensor), []).append(grad)
 
 
-def _check(node: Node, tensor: Tensor, grad: Tensor) -> None:
-    if grad.dtype != tensor.dtype or not shape_accepts(tensor.shape, grad.shape):
+def _total(parts: Sequence[Gradient]) -> Gradient:
+    """The sum. Slices stay slices among themselves, and are added into what is dense."""
+    tensors = [p for p in parts if isinstance(p, Tensor)]
+    slices = [p for p in parts if isinstance(p, IndexedSlices)]
+    if not tensors:
+        return joined(slices)
+    total = tensors[0] if len(tensors) == 1 else add_n(tensors)
+    return joined(slices).added_to(total) if slices else total
+
+
+def _check(node: Node, tensor: Tensor, grad: Gradient) -> None:
+    shape = _lookup_shape(tensor, grad) if isinstance(grad, IndexedSlices) else tensor.shape
+    got = grad.values.shape if isinstance(grad, IndexedSlices) else grad.shape
+    if grad.dtype != tensor.dtype or not shape_accepts(shape, got):
         raise GraphError(
-            f"the gradient rule of {node.op} gives {grad.dtype}{format_shape(grad.shape)} for its input {tensor.name}, "
+            f"the gradient rule of {node.op} gives {grad.dtype}{format_shape(got)} for its input {tensor.name}, "
             f"which is {tensor.spec}",
             where=node.where,
         )
+
+
+def _lookup_shape(tensor: Tensor, grad: IndexedSlices) -> Shape:
+    """What the values of a sparse gradient of `tensor` look like."""
+    if tensor.shape is None or grad.indices.shape is None:
+        return None
+    return (*grad.indices.shape, *tensor.shape[1:])
 
 
 @contextmanager
@@ -168,9 +248,13 @@ class _Made:
         self._nodes = graph.nodes if graph.pending is None else graph.pending
         self._before = len(self._nodes)
 
-    def drop_unused(self, results: Iterable[Tensor | None]) -> None:
+    def drop_unused(self, results: Iterable[Gradient | None]) -> None:
         new = list(islice(self._nodes.values(), self._before, None))
-        wanted = {id(t.node) for t in results if t is not None}
+        wanted: set[int] = set()
+        for found in results:
+            if found is not None:
+                parts = (found.values, found.indices) if isinstance(found, IndexedSlices) else (found,)
+                wanted.update(id(t.node) for t in parts)
         for node in reversed(new):  # consumers come after what they consume
             if id(node) in wanted:
                 wanted.update(id(t.node) for t in node.inputs)

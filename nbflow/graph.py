@@ -457,13 +457,14 @@ class Graph:
             self._controls = saved
 
     @contextmanager
-    def colocate_with(self, other: Node | Tensor | ToTensor) -> Iterator[None]:
-        """Nodes made inside run on the device of `other`."""
-        self._colocate.append((as_node(other).name,))
+    def colocate_with(self, other: Node | Tensor | ToTensor | None) -> Iterator[None]:
+        """Nodes made inside run on the device of `other`. None forgets the surrounding ones."""
+        saved = self._colocate
+        self._colocate = [] if other is None else [*saved, (as_node(other).name,)]
         try:
             yield
         finally:
-            self._colocate.pop()
+            self._colocate = saved
 
     @contextmanager
     def as_default(self) -> Iterator[Graph]:

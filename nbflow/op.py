@@ -15,6 +15,7 @@ from nbflow.spec import TensorSpec
 
 if TYPE_CHECKING:
     from nbflow.graph import Node, Tensor
+    from nbflow.ops.slices import IndexedSlices
 
 # None, bool, int, float, str, numpy.dtype, numpy.ndarray, and tuples of these.
 AttrValue = Any
@@ -22,7 +23,8 @@ Attrs = Mapping[str, AttrValue]
 
 ShapeRule = Callable[[Sequence[TensorSpec], Attrs], Sequence[TensorSpec]]
 # (node, gradients of its outputs; None where an output is not used) -> one gradient per input, None where there is none
-GradientRule = Callable[["Node", Sequence["Tensor | None"]], Sequence["Tensor | None"]]
+# A rule may give sparse gradients; what it is given is always dense.
+GradientRule = Callable[["Node", Sequence["Tensor | None"]], Sequence["Tensor | IndexedSlices | None"]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from nbflow.errors import DTypeError, GraphError
+from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, ancestors, as_node, get_graph
 from nbflow.operators import Operators
 from nbflow.ops import astype
 from nbflow.ops._build import ArrayLike, as_tensor, convert
+from nbflow.ops.slices import IndexedSlices
 from nbflow.ops.state import checked_shape, variable_attrs
 from nbflow.spec import DTypeLike, as_dtype, can_become, format_shape
 
@@ -141,11 +142,51 @@ class Variable(Operators):
         """Subtracts `value`, in place; gives the difference."""
         return self._update("assign_sub", value, name)
 
-    def _update(self, op: str, value: ArrayLike, name: str | None) -> Tensor:
+    # Scatter updates: an op that changes only the rows (slices along the first dimension) numbered `indices`, an
+    # integer tensor of any shape s, with `values` of shape s + shape[1:]. They have no result: reading the variable
+    # after one (`nf.control_dependencies`) gives the new value, without a copy of all of it at each update.
+
+    def scatter_update(self, indices: ArrayLike, values: ArrayLike, name: str | None = None) -> Node:
+        """An op that sets rows; where one is named twice the last value stays."""
+        return self._scatter("assign", indices, values, name)
+
+    def scatter_add(self, indices: ArrayLike, values: ArrayLike, name: str | None = None) -> Node:
+        """An op that adds to rows; values for the same row add up."""
+        return self._scatter("add", indices, values, name)
+
+    def scatter_sub(self, indices: ArrayLike, values: ArrayLike, name: str | None = None) -> Node:
+        """An op that subtracts from rows; values for the same row add up."""
+        return self._scatter("sub", indices, values, name)
+
+    def scatter_mul(self, indices: ArrayLike, values: ArrayLike, name: str | None = None) -> Node:
+        """An op that multiplies rows, one named twice by both values."""
+        return self._scatter("mul", indices, values, name)
+
+    def scatter_min(self, indices: ArrayLike, values: ArrayLike, name: str | None = None) -> Node:
+        """An op that sets rows to the lesser of themselves and the values."""
+        return self._scatter("min", indices, values, name)
+
+    def scatter_max(self, indices: ArrayLike, values: ArrayLike, name: str | None = None) -> Node:
+        """An op that sets rows to the greater of themselves and the values."""
+        return self._scatter("max", indices, values, name)
+
+    def _scatter(self, how: str, indices: ArrayLike, values: ArrayLike, name: str | None) -> Node:
+        if not self.shape:
+            raise ShapeError(f"variable {self.name!r} is a scalar and has no rows; use assign")
+        graph = self.graph
+        with graph.as_default(), graph.colocate_with(self._node):
+            places = convert(indices)
+            slices = IndexedSlices(self._value(values), places, self._read)
+            flat = slices if places.ndim == 1 else slices.flat()
+            inputs = (self.handle, flat.indices, flat.values)
+            return graph.add(f"variable_scatter_{how}", inputs, {"variable": self.name}, name=name)
+
+    def _value(self, value: ArrayLike) -> Tensor:
         given = as_tensor(value)
-        if given is None:
-            given = convert(value, _castable(value, self.dtype, self.name))
-        return self._op(op, (self.handle, given), {"shape": self.shape}, name)
+        return convert(value, _castable(value, self.dtype, self.name)) if given is None else given
+
+    def _update(self, op: str, value: ArrayLike, name: str | None) -> Tensor:
+        return self._op(op, (self.handle, self._value(value)), {"shape": self.shape}, name)
 
     def _op(self, op: str, inputs: tuple[Tensor, ...], attrs: dict[str, Any], name: str | None) -> Tensor:
         with self.graph.colocate_with(self._node):

@@ -11,6 +11,7 @@ from nbflow.op import Attrs, Cost
 from nbflow.ops._build import build, require_kind, same_infer
 from nbflow.ops.creation import zeros_like
 from nbflow.ops.shape import unbroadcast
+from nbflow.ops.slices import Gradient, sliced
 from nbflow.spec import Shape, TensorSpec, broadcast_shapes, format_shape, normalize_axis
 
 Grads = Sequence[Tensor | None]
@@ -42,8 +43,10 @@ def _gather_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tensor
     return [TensorSpec(_gathered(inputs[0], inputs[1:], attrs), inputs[0].dtype)]
 
 
-def _gather_gradient(node: Node, grads: Grads) -> Grads:
+def _gather_gradient(node: Node, grads: Grads) -> Sequence[Gradient | None]:
     x, *indices = node.inputs
+    if len(indices) == 1 and x.shape is not None and normalize_axis(node.attrs["axis"], len(x.shape)) == 0:
+        return [sliced(x, indices[0], _only(grads)), None]
     return [build("scatter_nd_add", (zeros_like(x), _only(grads), *indices), node.attrs), *[None] * len(indices)]
 
 

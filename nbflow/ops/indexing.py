@@ -28,6 +28,7 @@ from nbflow.ops._build import (
 )
 from nbflow.ops.creation import zeros_like
 from nbflow.ops.shape import shape_infer, shape_like, unbroadcast
+from nbflow.ops.slices import Gradient, sliced
 from nbflow.spec import Dim, DTypeLike, TensorSpec, as_dtype, broadcast_shapes, format_shape, kind_of, normalize_axis
 
 Grads = Sequence[Tensor | None]
@@ -120,8 +121,10 @@ def _take_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSp
     return [TensorSpec((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)]
 
 
-def _take_gradient(node: Node, grads: Grads) -> Grads:
+def _take_gradient(node: Node, grads: Grads) -> Sequence[Gradient | None]:
     x, indices = node.inputs
+    if x.shape is not None and normalize_axis(node.attrs["axis"], len(x.shape)) == 0:
+        return [sliced(x, indices, _only(grads)), None]
     return [scatter_add(zeros_like(x), indices, _only(grads), axis=node.attrs["axis"]), None]
 
 

@@ -32,6 +32,7 @@ GRADIENT_INPUT: dict[str, int] = {
     "apply_lamb": 5,
     "apply_lars": 3,
     "gradient_join": 0,
+    "sparse_join": 0,
 }
 
 
@@ -42,7 +43,8 @@ def _variable_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tens
     return [TensorSpec(attrs["shape"], attrs["dtype"], resource=True)]
 
 
-def _handle(inputs: Sequence[TensorSpec]) -> TensorSpec:
+def handle_of(inputs: Sequence[TensorSpec]) -> TensorSpec:
+    """The first input. Raises DTypeError unless it is the handle of a variable."""
     if not inputs or not inputs[0].resource:
         got = str(inputs[0]) if inputs else "nothing"
         raise DTypeError(f"the first input is the handle of a variable, not {got}; use variable.handle")
@@ -62,56 +64,59 @@ def _check_value(handle: TensorSpec, value: TensorSpec, what: str) -> None:
 
 
 def _read_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-    handle = _handle(inputs)
+    handle = handle_of(inputs)
     return [TensorSpec(handle.shape, handle.dtype)]
 
 
 def _initialize_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-    _check_value(_handle(inputs), inputs[1], "initial value")
+    _check_value(handle_of(inputs), inputs[1], "initial value")
     return []
 
 
 def _assign_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-    handle = _handle(inputs)
+    handle = handle_of(inputs)
     _check_value(handle, inputs[1], "value")
     return [TensorSpec(handle.shape, handle.dtype)]
 
 
 def _apply_infer(slots: int, *, iterations: bool = False) -> op.ShapeRule:
-    """(handle, slot handles, [iterations], learning rate, gradient, [gate]) → nothing.
-
-    Where there is a gate, a boolean scalar, the update is made only if it is true.
-    """
-    counted = slots + 3 + iterations
-
     def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-        handle = _handle(inputs)
-        if kind_of(handle.dtype) != "f":
-            raise DTypeError(f"only variables of floating dtype are trained, this one holds {handle.dtype}")
-        for slot in inputs[1 : slots + 1]:
-            if not slot.resource or slot.shape != handle.shape or slot.dtype != handle.dtype:
-                raise ShapeError(f"a slot is a variable like its own, {handle}, not {slot}")
-        if len(inputs) > counted and (kind_of(inputs[-1].dtype) != "b" or inputs[-1].shape not in ((), None)):
-            raise DTypeError(f"the gate of an update is a boolean scalar, not {inputs[-1]}")
-        scalars = list(inputs[slots + 1 : counted - 1])
-        if iterations:
-            count = scalars.pop(0)
-            if count.dtype != INT64 or count.shape not in ((), None):
-                raise DTypeError(f"the step count is an int64 scalar, not {count}")
-        (rate,) = scalars
-        if rate.shape not in ((), None):
-            raise ShapeError(f"the learning rate is a scalar, not {rate}")
-        if rate.dtype != handle.dtype:
-            raise DTypeError(f"the learning rate is {rate.dtype}, the variable {handle.dtype}")
-        _check_value(handle, inputs[counted - 1], "gradient")
+        check_apply(inputs, slots, iterations)
         return []
 
     return infer
 
 
+def check_apply(inputs: Sequence[TensorSpec], slots: int, iterations: bool) -> None:
+    """Raises unless these are (handle, slot handles, [iterations], learning rate, gradient, [gate]).
+
+    Where there is a gate, a boolean scalar, the update is made only if it is true.
+    """
+    counted = slots + 3 + iterations
+    handle = handle_of(inputs)
+    if kind_of(handle.dtype) != "f":
+        raise DTypeError(f"only variables of floating dtype are trained, this one holds {handle.dtype}")
+    for slot in inputs[1 : slots + 1]:
+        if not slot.resource or slot.shape != handle.shape or slot.dtype != handle.dtype:
+            raise ShapeError(f"a slot is a variable like its own, {handle}, not {slot}")
+    if len(inputs) > counted and (kind_of(inputs[-1].dtype) != "b" or inputs[-1].shape not in ((), None)):
+        raise DTypeError(f"the gate of an update is a boolean scalar, not {inputs[-1]}")
+    scalars = list(inputs[slots + 1 : counted - 1])
+    if iterations:
+        count = scalars.pop(0)
+        if count.dtype != INT64 or count.shape not in ((), None):
+            raise DTypeError(f"the step count is an int64 scalar, not {count}")
+    (rate,) = scalars
+    if rate.shape not in ((), None):
+        raise ShapeError(f"the learning rate is a scalar, not {rate}")
+    if rate.dtype != handle.dtype:
+        raise DTypeError(f"the learning rate is {rate.dtype}, the variable {handle.dtype}")
+    _check_value(handle, inputs[counted - 1], "gradient")
+
+
 def _join_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     """The gradient comes first: what a view shares is its first input's memory."""
-    handle = _handle(inputs[1:])
+    handle = handle_of(inputs[1:])
     _check_value(handle, inputs[0], "gradient")
     return [TensorSpec(handle.shape, handle.dtype)]
 

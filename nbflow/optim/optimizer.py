@@ -10,11 +10,13 @@ import numpy as np
 
 from nbflow.autodiff import gradients
 from nbflow.errors import DTypeError, GraphError, ShapeError
-from nbflow.graph import Node, Tensor
+from nbflow.graph import Graph, Node, Tensor
 from nbflow.op import AttrValue
 from nbflow.ops import astype, equal, full, where, zeros_like
 from nbflow.ops._build import as_tensor, build, convert
-from nbflow.optim.clip import Clipper
+from nbflow.ops.rows import sparse_join
+from nbflow.ops.slices import Gradient, IndexedSlices, dense
+from nbflow.optim.clip import Clip, Clipper, summed
 from nbflow.optim.scaling import DynamicLossScale, all_finite, unscaled
 from nbflow.spec import format_shape, kind_of
 from nbflow.variable import Variable, as_variables, variables_of
@@ -30,7 +32,12 @@ class Strategy(Protocol):
 
 
 class Optimizer(ABC):
-    """Makes the training step of a loss. Immutable; one optimizer may make several steps, each with its own slots."""
+    """Makes the training step of a loss. Immutable; one optimizer may make several steps, each with its own slots.
+
+    The gradient of a table of which rows are looked up is sparse. It travels as rows; where `lazy(table)` only these
+    rows, and these of the slots, are touched, so that what decays (momentum, Adam's averages) waits in the others until
+    they are looked up again. Other updates get a dense gradient, made on the table's device.
+    """
 
     def __init__(self, learning_rate: LearningRate) -> None:
         if isinstance(learning_rate, (int, float)) and not learning_rate >= 0:
@@ -52,12 +59,17 @@ class Optimizer(ABC):
     def counts_steps(self) -> bool:
         """True when the update depends on the number of steps made."""
 
+    def lazy(self, variable: Variable) -> bool:
+        """Whether `update` takes a sparse gradient for `variable` as it is. Not where all rows move: weight decay."""
+        return False
+
     @abstractmethod
     def update(
         self, variable: Variable, slots: Sequence[Tensor], scalars: Sequence[Tensor], grad: Sequence[Tensor]
     ) -> Node:
         """The update op of one variable. `scalars`: the step count if `counts_steps`, then the learning rate; `grad`:
-        the gradient, and where not every run of the step updates, a boolean that says whether this one does."""
+        the gradient (values and row numbers if it is sparse, for which `lazy` must be true), and where not every run
+        of the step updates, a boolean that says whether this one does."""
 
     def minimize(
         self,
@@ -66,7 +78,7 @@ class Optimizer(ABC):
         strategy: Strategy | None = None,
         name: str | None = None,
         *,
-        clip: Clipper | None = None,
+        clip: Clip | Clipper | None = None,
         accumulate: int = 1,
         loss_scale: DynamicLossScale | None = None,
     ) -> Node:
@@ -77,8 +89,9 @@ class Optimizer(ABC):
         - `strategy`: how the step is spread over workers, such as nf.train.DataParallel().
         - `name`: the scope of the step's ops; the step itself is `<name>/step`.
         - `clip`: nf.optim.Clip(…), or a function from the list of gradients to as many; it sees the joined gradients
-          of the whole batch, or of all batches accumulated.
-        - `accumulate`: variables move at each so many-th run, by the mean of the gradients since the last move.
+          of the whole batch, or of all batches accumulated. A function gets dense ones.
+        - `accumulate`: variables move at each so many-th run, by the mean of the gradients since the last move. The sum
+          of sparse gradients is kept dense.
         - `loss_scale`: for float16; a run whose gradients are not finite moves nothing. Not with `accumulate`.
 
         Raises ShapeError or DTypeError for another loss, GraphError when nothing can be trained.
@@ -89,7 +102,7 @@ class Optimizer(ABC):
         with graph.as_default(), graph.absolute_scope(graph.scoped(name) if name else graph.unique(self.kind)):
             scope = graph.scoped("")[:-1]
             stages = _Stages(clip, accumulate, loss_scale)
-            grads = gradients(stages.scaled(scalar), [v.to_tensor() for v in trained])
+            grads = gradients(stages.scaled(scalar), [v.to_tensor() for v in trained], sparse=True)
             pairs = [(v, g) for v, g in zip(trained, grads, strict=True) if g is not None]
             if not pairs:
                 names = ", ".join(v.name for v in trained)
@@ -104,7 +117,9 @@ class Optimizer(ABC):
             attrs = {"strategy": strategy.to_attrs() if strategy is not None else ()}
             return graph.add("group", (), attrs, name="step", control_inputs=steps)
 
-    def _applied(self, pairs: Sequence[tuple[Variable, Tensor]], scope: str, gate: Sequence[Tensor] = ()) -> list[Node]:
+    def _applied(
+        self, pairs: Sequence[tuple[Variable, Gradient]], scope: str, gate: Sequence[Tensor] = ()
+    ) -> list[Node]:
         """The update ops, and what counts the steps."""
         graph = pairs[0][0].graph
         iterations: Variable | None = None
@@ -120,7 +135,11 @@ class Optimizer(ABC):
                 slots = [_slot(variable, f"{scope}/{slot}", value).handle for slot, value in self.slots.items()]
                 scalars = [*(count if self.counts_steps else ()), rates[variable.dtype]]
                 with graph.name_scope("update"), graph.name_scope(variable.name):
-                    applied.append(self.update(variable, slots, scalars, (grad, *gate)))
+                    if isinstance(grad, IndexedSlices) and self.lazy(variable):
+                        taken: tuple[Tensor, ...] = (grad.values, grad.indices)
+                    else:
+                        taken = (dense(grad),)
+                    applied.append(self.update(variable, slots, scalars, (*taken, *gate)))
         if iterations is not None:
             # Last, so that every update of this step sees the same count.
             with graph.control_dependencies(applied):
@@ -145,7 +164,7 @@ class Optimizer(ABC):
 class _Stages:
     """What happens to gradients between the backward pass and the updates, behind the point where replicas join."""
 
-    def __init__(self, clip: Clipper | None, accumulate: int, loss_scale: DynamicLossScale | None) -> None:
+    def __init__(self, clip: Clip | Clipper | None, accumulate: int, loss_scale: DynamicLossScale | None) -> None:
         if isinstance(accumulate, bool) or int(accumulate) != accumulate or accumulate < 1:
             raise GraphError(f"accumulate is a positive number of steps, not {accumulate!r}")
         if accumulate > 1 and loss_scale is not None:
@@ -167,37 +186,56 @@ class _Stages:
         wide = astype(loss, "float32") if loss.dtype.itemsize < 4 else loss
         return wide * (factor if wide.dtype == factor.dtype else astype(factor, wide.dtype))
 
-    def passed(self, pairs: Sequence[tuple[Variable, Tensor]], scope: str) -> list[tuple[Variable, Tensor]]:
+    def passed(self, pairs: Sequence[tuple[Variable, Gradient]], scope: str) -> list[tuple[Variable, Gradient]]:
         """The gradients that the updates get."""
         if self.clip is None and self.accumulate == 1 and self.scale is None:
-            return list(pairs)
+            # The update itself is where a dense gradient is joined.
+            return [(v, _joined(v, g) if isinstance(g, IndexedSlices) else g) for v, g in pairs]
         variables = [v for v, _ in pairs]
         grads = [_joined(v, g) for v, g in pairs]
         if self.scale is not None:
-            self.gate = [all_finite(grads)]
-            grads = unscaled(grads, self.scale[0].to_tensor())
+            grads = self._unscaled(variables, grads, self.scale[0].to_tensor())
         if self.accumulate > 1:
             grads = self._accumulated(variables, grads, scope)
         if self.clip is not None:
-            grads = self._clipped(grads)
+            grads = self._clipped(self.clip, grads)
         return list(zip(variables, grads, strict=True))
 
-    def _clipped(self, grads: list[Tensor]) -> list[Tensor]:
-        assert self.clip is not None  # asked before
-        with grads[0].graph.name_scope("clip"):
-            made = list(self.clip(grads))
+    def _unscaled(self, variables: Sequence[Variable], grads: Sequence[Gradient], scale: Tensor) -> list[Gradient]:
+        """Divided by the loss scale, if all are finite: the sums of repeated rows, too."""
+        once: list[Gradient] = []
+        for variable, grad in zip(variables, grads, strict=True):
+            with variable.graph.device(None), variable.graph.colocate_with(variable.node):
+                once.append(summed(grad))
+        values = [g.values if isinstance(g, IndexedSlices) else g for g in once]
+        self.gate = [all_finite(values)]
+        return [
+            g.with_values(v) if isinstance(g, IndexedSlices) else v
+            for g, v in zip(once, unscaled(values, scale), strict=True)
+        ]
+
+    def _clipped(self, clip: Clip | Clipper, grads: list[Gradient]) -> list[Gradient]:
+        with _graph_of(grads[0]).name_scope("clip"):
+            made: Sequence[Gradient] = clip(grads) if isinstance(clip, Clip) else clip([dense(g) for g in grads])
         if [(g.shape, g.dtype) for g in made] != [(g.shape, g.dtype) for g in grads]:
             raise GraphError(f"clip gives as many gradients of the same shapes and dtypes, got {made} for {grads}")
-        return made
+        return list(made)
 
-    def _accumulated(self, variables: Sequence[Variable], grads: Sequence[Tensor], scope: str) -> list[Tensor]:
+    def _accumulated(self, variables: Sequence[Variable], grads: Sequence[Gradient], scope: str) -> list[Gradient]:
         self.micro = Variable(np.int64(0), name="micro_step", trainable=False)
         self.gate = [equal(self.micro.to_tensor(), self.accumulate - 1)]
         for variable, grad in zip(variables, grads, strict=True):
             with variable.graph.device(None), variable.graph.colocate_with(variable.node):
                 kept = _slot(variable, f"{scope}/accumulated", 0.0)
-                self.totals.append((kept, kept.assign_add(grad / self.accumulate)))
+                self.totals.append((kept, self._added(kept, grad)))
         return [total for _, total in self.totals]
+
+    def _added(self, kept: Variable, grad: Gradient) -> Tensor:
+        if not isinstance(grad, IndexedSlices):
+            return kept.assign_add(grad / self.accumulate)
+        added = kept.scatter_add(grad.indices, grad.values / self.accumulate)
+        with kept.graph.control_dependencies([added]):
+            return kept.read()
 
     def after(self) -> list[Node]:
         """What is made ready for the next run, when the updates are done."""
@@ -213,11 +251,20 @@ class _Stages:
         return made
 
 
-def _joined(variable: Variable, grad: Tensor) -> Tensor:
+def _joined(variable: Variable, grad: Gradient) -> Gradient:
     graph = variable.graph
-    with graph.device(None), graph.colocate_with(variable.node), graph.name_scope("joined"):
-        with graph.name_scope(variable.name):
+    with graph.device(None), graph.name_scope("joined"), graph.name_scope(variable.name):
+        if isinstance(grad, IndexedSlices):
+            with graph.colocate_with(grad.values):
+                flat = grad.flat()
+            with graph.colocate_with(variable.node):
+                return sparse_join(flat, variable.handle, variable.name)
+        with graph.colocate_with(variable.node):
             return build("gradient_join", (grad, variable.handle), {"variable": variable.name})
+
+
+def _graph_of(gradient: Gradient) -> Graph:
+    return gradient.values.graph if isinstance(gradient, IndexedSlices) else gradient.graph
 
 
 def _is_schedule(rate: LearningRate) -> bool:

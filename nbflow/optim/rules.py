@@ -9,6 +9,7 @@ from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor
 from nbflow.ops._build import build_node
 from nbflow.optim.optimizer import LearningRate, Optimizer
+from nbflow.spec import kind_of
 from nbflow.variable import Variable
 
 
@@ -32,8 +33,13 @@ def _decay(rate: float, mask: DecayMask | None, variable: Variable) -> float:
     return rate if mask is None or mask(variable) else 0.0
 
 
-def _update(op: str, variable: Variable, inputs: Sequence[Tensor], attrs: Mapping[str, Any]) -> Node:
-    return build_node(op, (variable.handle, *inputs), {"variable": variable.name, **attrs})
+def _update(
+    op: str, variable: Variable, inputs: Sequence[Tensor], grad: Sequence[Tensor], attrs: Mapping[str, Any]
+) -> Node:
+    """`op`, or its form for a sparse gradient: values and row numbers in the place of the gradient."""
+    sparse = len(grad) > 1 and kind_of(grad[1].dtype) in "iu"
+    inputs = (variable.handle, *inputs, *grad)
+    return build_node(f"{op}_sparse" if sparse else op, inputs, {"variable": variable.name, **attrs})
 
 
 class SGD(Optimizer):
@@ -67,14 +73,17 @@ class SGD(Optimizer):
     def counts_steps(self) -> bool:
         return False
 
+    def lazy(self, variable: Variable) -> bool:
+        return _decay(self.weight_decay, self.decay_mask, variable) == 0
+
     def update(
         self, variable: Variable, slots: Sequence[Tensor], scalars: Sequence[Tensor], grad: Sequence[Tensor]
     ) -> Node:
         attrs: dict[str, Any] = {"weight_decay": _decay(self.weight_decay, self.decay_mask, variable)}
         if not self.momentum:
-            return _update("apply_sgd", variable, (*scalars, *grad), attrs)
+            return _update("apply_sgd", variable, scalars, grad, attrs)
         attrs |= {"momentum": self.momentum, "nesterov": self.nesterov}
-        return _update("apply_momentum", variable, (*slots, *scalars, *grad), attrs)
+        return _update("apply_momentum", variable, (*slots, *scalars), grad, attrs)
 
 
 class Adam(Optimizer):
@@ -112,6 +121,9 @@ class Adam(Optimizer):
         """Decoupled weight decay."""
         return 0.0
 
+    def lazy(self, variable: Variable) -> bool:
+        return self.decay(variable) == 0
+
     def update(
         self, variable: Variable, slots: Sequence[Tensor], scalars: Sequence[Tensor], grad: Sequence[Tensor]
     ) -> Node:
@@ -121,7 +133,7 @@ class Adam(Optimizer):
             "epsilon": self.epsilon,
             "weight_decay": self.decay(variable),
         }
-        return _update(self.op, variable, (*slots, *scalars, *grad), attrs)
+        return _update(self.op, variable, (*slots, *scalars), grad, attrs)
 
 
 class AdamW(Adam):
@@ -184,8 +196,8 @@ class RMSProp(Optimizer):
         attrs = {"rho": self.rho, "epsilon": self.epsilon}
         if self.centered or self.momentum:
             op = "apply_rmsprop_centered" if self.centered else "apply_rmsprop_momentum"
-            return _update(op, variable, (*slots, *scalars, *grad), {**attrs, "momentum": self.momentum})
-        return _update("apply_rmsprop", variable, (*slots, *scalars, *grad), attrs)
+            return _update(op, variable, (*slots, *scalars), grad, {**attrs, "momentum": self.momentum})
+        return _update("apply_rmsprop", variable, (*slots, *scalars), grad, attrs)
 
 
 class Adagrad(Optimizer):
@@ -204,10 +216,13 @@ class Adagrad(Optimizer):
     def counts_steps(self) -> bool:
         return False
 
+    def lazy(self, variable: Variable) -> bool:
+        return True
+
     def update(
         self, variable: Variable, slots: Sequence[Tensor], scalars: Sequence[Tensor], grad: Sequence[Tensor]
     ) -> Node:
-        return _update("apply_adagrad", variable, (*slots, *scalars, *grad), {"epsilon": self.epsilon})
+        return _update("apply_adagrad", variable, (*slots, *scalars), grad, {"epsilon": self.epsilon})
 
 
 class Lamb(AdamW):
@@ -230,6 +245,9 @@ class Lamb(AdamW):
     @property
     def op(self) -> str:
         return "apply_lamb"
+
+    def lazy(self, variable: Variable) -> bool:
+        return False  # the ratio is that of norms over all rows
 
 
 class Lion(Optimizer):
@@ -262,7 +280,7 @@ class Lion(Optimizer):
     ) -> Node:
         decay = _decay(self.weight_decay, self.decay_mask, variable)
         attrs = {"beta1": self.beta1, "beta2": self.beta2, "weight_decay": decay}
-        return _update("apply_lion", variable, (*slots, *scalars, *grad), attrs)
+        return _update("apply_lion", variable, (*slots, *scalars), grad, attrs)
 
 
 class LARS(Optimizer):
@@ -305,4 +323,4 @@ class LARS(Optimizer):
             "epsilon": self.epsilon,
             "weight_decay": _decay(self.weight_decay, self.decay_mask, variable),
         }
-        return _update("apply_lars", variable, (*slots, *scalars, *grad), attrs)
+        return _update("apply_lars", variable, (*slots, *scalars), grad, attrs)

@@ -10,6 +10,7 @@ The joining follows Chen et al., "Revisiting Distributed Synchronous SGD" (2016)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,10 @@ import numpy as np
 from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Tensor, ancestors, topological
-from nbflow.op import AttrValue
-from nbflow.ops import constant, weighted_sum
+from nbflow.op import AttrValue, nbytes_of
+from nbflow.ops import astype, constant, equal, weighted_sum, where
 from nbflow.ops.joining import concat
+from nbflow.ops.rows import SCATTER_UPDATES
 from nbflow.ops.state import GRADIENT_INPUT
 from nbflow.parallel.base import Expanded, strategy_of
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
@@ -28,6 +30,8 @@ from nbflow.spec import kind_of
 _KIND = "data_parallel"
 # Ops (handle, value) that change a variable, other than the updates of optimizers.
 _STATE_WRITERS = ("assign", "assign_add", "assign_sub")
+# Ops (handle, row numbers, values) that change rows of one.
+_ROW_WRITERS = tuple(f"variable_scatter_{how}" for how in SCATTER_UPDATES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +128,8 @@ def _preferred(graph: Graph, strategy: DataParallel, available: Sequence[DeviceS
 
 
 def _joints(updates: Sequence[Node]) -> list[Node]:
-    """Where gradients are joined: at each `gradient_join`, and at the updates with none before them."""
-    joins = {n.name for n in updates if n.op == "gradient_join"}
+    """Where gradients are joined: at joins, and at the updates with none before them."""
+    joins = {n.name for n in updates if n.op in ("gradient_join", "sparse_join")}
     if not joins:
         return list(updates)
     return [
@@ -133,6 +137,16 @@ def _joints(updates: Sequence[Node]) -> list[Node]:
         for n in updates
         if n.name in joins or joins.isdisjoint(a.name for a in ancestors([n.inputs[GRADIENT_INPUT[n.op]].node]))
     ]
+
+
+def _looks_up_rows(node: Node) -> bool:
+    """Whether `node` takes rows from a variable that is larger than what it takes."""
+    return (
+        node.op in ("take", "gather_nd")
+        and node.inputs[0].node.op == "read_variable"
+        and not str(node.device)
+        and nbytes_of([node.outputs[0].spec]) < nbytes_of([node.inputs[0].spec])
+    )
 
 
 class _Rewrite:
@@ -162,7 +176,7 @@ class _Rewrite:
         return [
             n
             for n in self.graph.nodes.values()
-            if n.op in _STATE_WRITERS and n.name not in read and not any(n is f for f in self.fetches)
+            if n.op in (*_STATE_WRITERS, *_ROW_WRITERS) and n.name not in read and not any(n is f for f in self.fetches)
         ]
 
     def _replicated(self) -> set[str]:
@@ -179,6 +193,10 @@ class _Rewrite:
                 applied.add(node.name)
             elif node.name not in alone and any(t.node.name in found for t in node.inputs):
                 found.add(node.name)
+        for node in self.writers:
+            # Each replica scatters as many row numbers as values.
+            if node.op in _ROW_WRITERS and any(t.node.name in found for t in node.inputs[1:]):
+                found.update({n.name for n in ancestors([t.node for t in node.inputs[1:]])} - alone - applied)
         # Constants and the like that only the copied nodes read cost nothing to copy, and save a transfer a step.
         for node in reversed(topological(self.graph.nodes.values())):
             if node.op == "constant" and node.name not in found:
@@ -189,7 +207,8 @@ class _Rewrite:
 
     def build(self, which: Sequence[int]) -> None:
         order = topological(self.graph.nodes.values())
-        joined = [n.inputs[GRADIENT_INPUT[n.op]] for n in self.applies] + [n.inputs[1] for n in self.writers]
+        joined = [n.inputs[GRADIENT_INPUT[n.op]] for n in self.applies]
+        joined += [t for n in self.writers for t in n.inputs[1:]]
         gradients = {(t.node.name, t.index) for t in joined}
         early = [n for n in order if n.name not in self.copied and self._before_replicas(n)]
         copy_nodes(early, self.made, self.tensors, self.nodes)
@@ -209,9 +228,9 @@ class _Rewrite:
         wanted = [t for t in self._crossing(order) if (t.node.name, t.index) in gradients]
         others = [t for t in self._crossing(order) if (t.node.name, t.index) not in gradients]
         for tensor in wanted:
-            self.tensors[(tensor.node.name, tensor.index)] = self._join(tensor, which, weights, self._home(tensor))
+            self.tensors[(tensor.node.name, tensor.index)] = self._join(tensor, which, weights, fetched=False)
         for tensor in others:
-            self.tensors[(tensor.node.name, tensor.index)] = self._join(tensor, which, weights, "")
+            self.tensors[(tensor.node.name, tensor.index)] = self._join(tensor, which, weights, fetched=True)
         rest = [n for n in order if n.name not in self.copied and n.name not in self.nodes]
         copy_nodes(rest, self.made, self.tensors, self.nodes)
         self._restore_controls(rest, which)
@@ -233,9 +252,12 @@ class _Rewrite:
 
     def _adapt(self, new: Node, index: int, count: int) -> None:
         """A replica's node: on the replica's device unless the user named a job, with its part of the data."""
-        if new.device.job is None:
-            new.device = self.replicas[index].merge(DeviceSpec(type=new.device.type, index=new.device.index))
         new.colocate = ()
+        if _looks_up_rows(new):
+            # On the variable's device: a few rows travel to the replica, not the whole table.
+            new.colocate = (new.inputs[0].node.inputs[0].node.name,)
+        elif new.device.job is None:
+            new.device = self.replicas[index].merge(DeviceSpec(type=new.device.type, index=new.device.index))
         if new.op == "iterator_next":
             total = len(self.replicas)
             if count == total:
@@ -269,28 +291,41 @@ class _Rewrite:
         first = iterators[0]
         return [self.of_replica[i][(first.name, len(first.outputs) - 1)] for i in which]
 
-    def _home(self, tensor: Tensor) -> str:
+    def _home(self, tensor: Tensor) -> tuple[str, str]:
+        """The variable for whose sake a tensor is joined ('' for a fetch), and how: 'mean' of gradients and new values,
+        'share' for the values of a sparse gradient, which are concatenated as parts of that mean, 'rows' for row
+        numbers and what is scattered, concatenated as they are."""
         for node in self.applies:
             if node.inputs[GRADIENT_INPUT[node.op]] is tensor:
-                return next(t.node.name for t in node.inputs if t.spec.resource)
-        return next((n.inputs[0].node.name for n in self.writers if n.inputs[1] is tensor), "")
+                how = {"values": "share", "indices": "rows"}.get(node.attrs.get("part", ""), "mean")
+                return next(t.node.name for t in node.inputs if t.spec.resource), how
+        for node in self.writers:
+            if any(t is tensor for t in node.inputs[1:]):
+                return node.inputs[0].node.name, "rows" if node.op in _ROW_WRITERS else "mean"
+        return "", "rows" if tensor.spec.rank != 0 else "mean"
 
-    def _join(self, tensor: Tensor, which: Sequence[int], weights: list[Tensor] | None, home: str) -> Tensor:
+    def _join(self, tensor: Tensor, which: Sequence[int], weights: list[Tensor] | None, *, fetched: bool) -> Tensor:
         """The mean over replicas of a gradient or a scalar; the concatenation of anything else."""
         parts = [self.of_replica[i][(tensor.node.name, tensor.index)] for i in which]
         if len(parts) == 1:
             return parts[0]
+        home, how = ("", "rows" if tensor.spec.rank != 0 else "mean") if fetched else self._home(tensor)
         with self.made.as_default(), self.made.name_scope("joined"), self.made.name_scope(tensor.node.name):
-            if not home and tensor.spec.rank != 0:
-                return concat(parts, axis=0)
-            if kind_of(tensor.dtype) not in "fc":
-                raise GraphError(
-                    f"{tensor.name} is a {tensor.dtype.name} scalar on each replica, of which there is no mean; "
-                    "cast it with nf.astype, or fetch it without the training step",
-                    where=tensor.node.where,
-                )
-            shares = weights or [constant(np.float64(1.0 / len(parts))) for _ in parts]
-            if not home:
+            with self.made.colocate_with(self.nodes[home]) if home else nullcontext():
+                if how == "rows":
+                    return concat(parts, axis=0)
+                if kind_of(tensor.dtype) not in "fc":
+                    raise GraphError(
+                        f"{tensor.name} is a {tensor.dtype.name} scalar on each replica, of which there is no mean; "
+                        "cast it with nf.astype, or fetch it without the training step",
+                        where=tensor.node.where,
+                    )
+                shares = weights or [constant(np.float64(1.0 / len(parts))) for _ in parts]
+                if how == "share":
+                    return concat([_share(p, w) for p, w in zip(parts, shares, strict=True)], axis=0)
                 return weighted_sum(parts, shares)
-            with self.made.colocate_with(self.nodes[home]):
-                return weighted_sum(parts, shares)
+
+
+def _share(values: Tensor, weight: Tensor) -> Tensor:
+    """`weight` · `values`; zeros for a replica without rows, whose values may be NaN."""
+    return where(equal(weight, 0), 0, values * astype(weight, values.dtype))

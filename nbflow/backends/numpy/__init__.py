@@ -30,6 +30,7 @@ from nbflow.backends.numpy import (
     pooling,
     random,
     reduction,
+    rows,
     sets,
     shape,
     state,
@@ -56,6 +57,7 @@ FAMILIES = (
     pooling,
     random,
     state,
+    rows,
     updates,
     data,
 )

@@ -36,7 +36,8 @@ def scratch(dtype: np.dtype[Any], index: int) -> Array:
     return found
 
 
-def _value(cell: Cell, variable: str) -> Array:
+def current_value(cell: Cell, variable: str) -> Array:
+    """The variable's array itself. Raises OpError when it has none yet."""
     value: Array | None = cell.value
     if value is None:
         raise OpError(
@@ -69,7 +70,7 @@ def initialize(ctx: Context, cell: Cell, value: Array, *, variable: str) -> tupl
 
 @TABLE.implements("read_variable")
 def read_variable(ctx: Context, cell: Cell, *, variable: str) -> Array:
-    return _value(cell, variable)
+    return current_value(cell, variable)
 
 
 @TABLE.implements("assign")
@@ -86,7 +87,7 @@ def assign(ctx: Context, cell: Cell, value: Array, *, variable: str, shape: Any)
 @TABLE.implements("assign_add")
 def assign_add(ctx: Context, cell: Cell, value: Array, *, variable: str, shape: Any) -> Array:
     with cell.lock:
-        kept = _value(cell, variable)
+        kept = current_value(cell, variable)
         _check(value, kept.shape, kept.dtype, variable)
         np.add(kept, value, out=kept)
         return np.array(kept)
@@ -95,7 +96,7 @@ def assign_add(ctx: Context, cell: Cell, value: Array, *, variable: str, shape: 
 @TABLE.implements("assign_sub")
 def assign_sub(ctx: Context, cell: Cell, value: Array, *, variable: str, shape: Any) -> Array:
     with cell.lock:
-        kept = _value(cell, variable)
+        kept = current_value(cell, variable)
         _check(value, kept.shape, kept.dtype, variable)
         np.subtract(kept, value, out=kept)
         return np.array(kept)
@@ -122,7 +123,7 @@ def apply_chunks(
 
 def chunks(cells: tuple[Cell, ...], grad: Array, variable: str) -> Iterator[tuple[Array, ...]]:
     """Matching flat chunks of the cells' values and the gradient. The caller holds the variable's lock."""
-    values = [_value(cell, variable) for cell in cells]
+    values = [current_value(cell, variable) for cell in cells]
     _check(grad, values[0].shape, values[0].dtype, variable)
     flat = [v.reshape(-1) for v in values] + [grad.reshape(-1)]
     for start in range(0, grad.size, _CHUNK):
