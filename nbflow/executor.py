@@ -18,7 +18,7 @@ from typing import Any
 
 from nbflow.backends.base import Backend
 from nbflow.errors import Cancelled, NbflowError, Rejected
-from nbflow.events import Emitter, Event, Listener
+from nbflow.events import Emitter, Event, Listener, Log
 from nbflow.loop import LoopControl, run_loop
 from nbflow.plan import Bundle
 from nbflow.program import Program, StepToken
@@ -101,7 +101,7 @@ class Executor:
         self._cancelled: OrderedDict[str, str] = OrderedDict()
         self._loops: dict[str, tuple[LoopControl, threading.Thread]] = {}
         self._closed = False
-        self.state = StateStore()
+        self.state = StateStore(self._say)
         self.rendezvous = Rendezvous()
         self.events = Emitter()
 
@@ -206,6 +206,9 @@ class Executor:
         self.rendezvous.deliver(step_id, key, value)
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        self.events.emit(Log(self._info.task_name, "progress", text, time.time()))
 
     def _peer(self, task: str) -> Transport:
         if task == self._info.task_name:

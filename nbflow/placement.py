@@ -20,6 +20,8 @@ from nbflow.transport import DeviceInfo
 
 # Jobs that hold variables and compute only what is colocated with them.
 STATE_JOBS = ("ps",)
+# Ops that hold state, which stays where it was made first: what uses it comes to it.
+HOLDERS = ("variable", "iterator", "queue")
 # Ops whose value is known before the step starts.
 _VALUES = ("constant", "placeholder")
 
@@ -56,9 +58,9 @@ def place(
 ) -> dict[str, Placed]:
     """Places every node of `graph` on one of `infos`.
 
-    `homes`: variable name -> where its value lives already. `prefer`: variable name -> the partial device that a
-    strategy wants it on. `supports(op, device type)`. Raises PlacementError that names both nodes and both cells when
-    constraints contradict each other, and lists the devices when nothing matches.
+    `homes`: name of a variable, iterator or queue -> where its state lives already. `prefer`: variable name -> the
+    partial device that a strategy wants it on. `supports(op, device type)`. Raises PlacementError that names both nodes
+    and both cells when constraints contradict each other, and lists the devices when nothing matches.
     """
     all_devices = [i.spec for i in infos]
     if not all_devices:
@@ -114,10 +116,11 @@ def _constrain(
     supports: Callable[[str, str], bool],
 ) -> None:
     group.candidates = list(all_devices)
-    for node in sorted(group.nodes, key=lambda n: n.op != "variable"):
-        home = homes.get(node.name) if node.op == "variable" else None
+    for node in sorted(group.nodes, key=lambda n: n.op not in HOLDERS):
+        home = homes.get(node.name) if node.op in HOLDERS else None
         if home is not None:
-            _narrow(group, node, lambda d, home=home: d == home, f"its value lives on {home}")  # type: ignore[misc]
+            what = "value" if node.op == "variable" else "state"
+            _narrow(group, node, lambda d, home=home: d == home, f"its {what} lives on {home}")  # type: ignore[misc]
         if str(node.device):
             wanted = node.device
             if not any(wanted.matches(d) for d in all_devices):

@@ -24,7 +24,7 @@ from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.optimize import Pruned, prune
 from nbflow.partition import check_partition, partition
-from nbflow.placement import Placed, place
+from nbflow.placement import HOLDERS, Placed, place
 from nbflow.plan import Bundle, new_bundle_id
 from nbflow.rewrite import feed_name
 from nbflow.spec import TensorSpec, can_become, format_shape, shape_accepts, spec_of
@@ -280,7 +280,7 @@ class Session:
             return expanded.graph, place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
 
     def _homes_of(self, graph: Graph) -> dict[str, DeviceSpec]:
-        keys = {n.name: _state_key(graph, n.name) for n in graph.nodes.values() if n.op == "variable"}
+        keys = {n.name: _state_key(graph, n.name) for n in graph.nodes.values() if n.op in HOLDERS}
         return {name: self._homes[key] for name, key in keys.items() if key in self._homes}
 
     def _register(self, prepared: Prepared) -> None:
@@ -309,8 +309,9 @@ class Session:
     def _initialise(self, prepared: Prepared) -> None:
         """Runs the initialisers of variables that have no value yet, those they depend on first."""
         for node in prepared.graph.nodes.values():
-            if node.op == "variable":
-                key = _state_key(prepared.graph, node.name)
+            if node.op in HOLDERS:
+                # Replicas of an iterator share its place: the first one's home is where it is asked for.
+                key = _state_key(prepared.graph, node.attrs.get("shared") or node.name, node.name)
                 self._homes.setdefault(key, prepared.placement[node.name].device)
         self._mourn(prepared)
         missing = [key for key in prepared.state if key not in self._initialised]
@@ -435,8 +436,9 @@ def _mapped(pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:
     return [pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves]
 
 
-def _state_key(graph: Graph, name: str) -> str:
-    return f"{name}:{graph.generations.get(name, 0)}"
+def _state_key(graph: Graph, name: str, node: str | None = None) -> str:
+    """The key of the state called `name`; `node` is whose generation counts, where that is another's."""
+    return f"{name}:{graph.generations.get(node or name, 0)}"
 
 
 def _needed_state(graph: Graph, placement: Mapping[str, Placed]) -> dict[str, DeviceSpec]:

@@ -21,9 +21,13 @@ class Cell:
 
 
 class StateStore:
-    """Keyed state. A key is a node's name and its generation (`hidden/weights:0`)."""
+    """Keyed state. A key is a node's name and its generation (`hidden/weights:0`).
 
-    def __init__(self) -> None:
+    `say` shows people a line: state that takes long to make says how far it is.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self.say = say
         self._lock = threading.Lock()
         self._items: dict[str, Any] = {}
 

@@ -504,3 +504,18 @@ row(
     [],
     lambda: [_ROWS["x"][:3], _ROWS["y"][:3], np.float64(1.0)],
 )
+
+
+def _place(op: str) -> Any:
+    """`op` on the iterator of a dataset that has not run."""
+    batch = nf.data.from_arrays(_ROWS).batch(3).next()
+    if op == "position":
+        return nf.data.position(batch["x"])
+    saved = nf.data.save_state(batch["x"])
+    return saved if op == "save" else nf.data.restore_state(batch["y"], saved).outputs
+
+
+row("iterator", lambda: _place("position"), [], lambda: np.array(0))
+row("iterator_position", lambda: _place("position"), [], lambda: np.array(0))
+row("iterator_state", lambda: _place("save"), [], None, note="test_data_state.py")
+row("iterator_restore", lambda: list(_place("restore")), [], None, note="test_data_state.py")

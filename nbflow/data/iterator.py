@@ -1,151 +1,253 @@
-"""The state behind `iterator_next`: where a dataset is, and the thread that gets batches ready.
+"""A dataset that is being gone through: its stages, the thread that works ahead, and where it stands.
 
-One lives in the worker's StateStore for each iterator op; `StateStore.drop` calls `close`.
+One lives in the worker's StateStore for each iterator op; `StateStore.drop` calls `close`. Iterating a dataset in
+Python makes one too.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nbflow.data.pipeline import Rows, Stages, batches, check, part_of
+from nbflow.data import blocks
+from nbflow.data.blocks import Columns, part_of
+from nbflow.data.build import Environment, build, works_long
+from nbflow.data.describe import Tree, components, prefetched
+from nbflow.data.stages import State
 from nbflow.errors import DataError, EndOfData
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Batch = tuple[Array, ...]  # one array a component, then the share
+Batch = Columns  # one array a component, then the share
 
+VERSION = 1
 # How long a wait sleeps before it looks again whether the step was cancelled.
 _POLL_S = 0.05
-# How long `close` waits for the thread; gathering one batch takes far less.
+# How long `close` waits for the thread; making one batch takes far less.
 _JOIN_S = 5.0
 
 
-class BatchIterator:
-    """Batches of `arrays` in the order of `stages`.
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An element: as the stages gave it, for `export_state`, and as it will be handed out."""
 
-    - `deal` = (index, count): every count-th batch, from the index-th on (asynchronous replicas).
+    raw: Columns
+    batch: Batch
+
+
+class DataIterator:
+    """The elements of the dataset that `tree` describes.
+
+    - `deal` = (index, count): every count-th element, from the index-th on (asynchronous replicas).
     - `shard` = (index, count): of each of those the index-th of count consecutive parts (synchronous replicas).
-    - `seed`: the graph's; mixed into shuffles that were given none.
-    - `position`: batches of the whole dataset that were handed out; `seek` continues from any.
+    - `position`: elements of the whole dataset that were handed out.
+    - `fingerprint`: of the dataset; states of another are refused.
+
+    Elements are made by the caller's thread where that only moves row numbers, by one of its own where it may take
+    long, or where the dataset was told to `prefetch`; then waiting can be cancelled, and nothing is lost by it.
     """
 
     def __init__(
         self,
-        arrays: tuple[Array, ...],
-        stages: Stages,
+        tree: Tree,
+        environment: Environment | None = None,
         *,
         shard: tuple[int, int] = (0, 1),
         deal: tuple[int, int] = (0, 1),
-        seed: int = 0,
+        fingerprint: str = "",
     ) -> None:
         for what, (index, count) in (("shard", shard), ("deal", deal)):
             if not 0 <= index < count:
                 raise DataError(f"{what} is (index, count) with 0 <= index < count, not {(index, count)}")
-        self.arrays = arrays
-        self.stages = stages
-        self.shard = shard
-        self.deal = deal
-        self.seed = seed
+        self._tree = tree
+        self._environment = environment or Environment()
+        self._shard, self._deal = shard, deal
+        self._fingerprint = fingerprint
+        self._names = [name for name, _ in components(tree)]
+        self._stage = build(tree, self._environment)
+        self._stage.restart(())
         self.position = 0
-        check(len(arrays[0]), stages)
-        self._lock = threading.Lock()
-        self._rows: Iterator[Rows] | None = None
-        self._ahead = max((int(s[1]) for s in stages if s[0] == "prefetch"), default=0)
-        self._feeder: _Feeder | None = None
+        self._lock = threading.Lock()  # of whoever asks
+        self._making = threading.Lock()  # of the stages, and of what is ready
+        self._error: BaseException | None = None
         self._closed = False
+        ahead = prefetched(tree)
+        self._feeder = _Feeder(self._make, ahead, self._making) if ahead or works_long(tree) else None
 
     def next(self, check: Callable[[], None] = lambda: None) -> Batch:
-        """The next batch: an array for each component, then the float64 share of the whole batch that they are.
+        """The next element: an array for each component, then the float64 share of the whole batch that they are.
 
-        `check` raises when the step should end. Raises EndOfData after the last batch.
+        `check` raises when the step should end. Raises EndOfData after the last, and the same error again once a
+        stage has failed.
         """
         with self._lock:
             if self._closed:
                 raise DataError("the dataset's iterator was closed; run the cell that makes it again")
-            if self._ahead and self._feeder is None:
-                self._feeder = _Feeder(self._gather, self._ahead)
-            batch = self._feeder.get(check) if self._feeder is not None else self._gather()
-            if batch is None:
+            found = self._feeder.get(check) if self._feeder is not None else self._make_here()
+            if found is None:
                 raise EndOfData(
-                    f"the dataset has no more batches: it ended after {self.position}; .repeat() goes round again"
+                    f"the dataset has no more elements: it ended after {self.position}; .repeat() goes round again"
                 )
-            self.position += self.deal[1]
-            return batch
+            self.position += self._deal[1]
+            return found.batch
 
-    def seek(self, position: int) -> None:
-        """Continues as if `position` batches of the whole dataset had been handed out; works out row numbers only.
+    def export_state(self, check: Callable[[], None] = lambda: None) -> State:
+        """Where it stands, as JSON values and arrays: what `import_state` takes, here or in another process."""
+        with _held(self._lock, check), _held(self._making, check):
+            if self._error is not None or (self._feeder is not None and self._feeder.error is not None):
+                raise DataError("the dataset failed, so there is no place to continue from")
+            ready = [] if self._feeder is None else list(self._feeder.ready)
+            return {
+                "version": VERSION,
+                "fingerprint": self._fingerprint,
+                "position": self.position,
+                "ready": [list(r.raw) for r in ready if r is not None],
+                "ended": None in ready,
+                "stage": self._stage.save(),
+            }
 
-        Raises EndOfData when there are not so many.
-        """
+    def import_state(self, state: State) -> None:
+        """Continues from what `export_state` gave. Raises DataError for the state of another dataset."""
+        check_state(state)
+        if "stage" in state and state["fingerprint"] != self._fingerprint:
+            raise DataError(
+                "the state is that of another dataset: its stages, seeds or contents differ; "
+                "make the dataset as it was when the state was saved"
+            )
         with self._lock:
-            self._stop()
-            rows = batches(len(self.arrays[0]), self.stages, self.seed)
-            for done in range(position):
-                if next(rows, None) is None:
-                    raise EndOfData(f"the dataset has {done} batches, so it cannot continue after {position}")
-            self._rows = rows
-            self.position = position
+            if self._feeder is not None:
+                self._feeder.stop()
+            self._error = None
+            try:
+                if "stage" in state:
+                    self._stage.load(state["stage"])
+                else:
+                    self._stage.restart(())
+                ready: list[_Ready | None] = [self._ready(tuple(raw)) for raw in state.get("ready", ())]
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise DataError(f"the state does not fit this dataset: {type(error).__name__}: {error}") from error
+            self.position = state["position"]
+            if state.get("ended"):
+                ready.append(None)
+            if self._feeder is not None:
+                self._feeder = _Feeder(self._make, self._feeder.ahead, self._making, ready)
 
     def close(self) -> None:
-        """Stops the thread and forgets the arrays. A `next` that waits in another thread ends with EndOfData first."""
-        feeder = self._feeder
-        if feeder is not None:
-            feeder.stop()
-        with self._lock:
-            self._stop()
-            self._closed = True
-            self._rows = None
-
-    def _stop(self) -> None:
+        """Stops the thread and frees files. A `next` that waits in another thread ends with EndOfData first."""
+        self._environment.closing.set()
         if self._feeder is not None:
             self._feeder.stop()
-            self._feeder = None
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._stage.close()
 
-    def _gather(self) -> Batch | None:
-        """One batch, or None at the end. Called by one thread at a time."""
-        if self._rows is None:
-            self._rows = batches(len(self.arrays[0]), self.stages, self.seed)
-        index, count = self.deal
-        dealt = [next(self._rows, None) for _ in range(count)]
-        whole = dealt[index]
-        if whole is None:
-            return None
-        mine = part_of(whole, self.shard)
-        share = np.array(len(mine) / len(whole), np.float64)
-        return (*(np.take(a, mine, axis=0) for a in self.arrays), share)
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _make_here(self) -> _Ready | None:
+        if self._error is not None:
+            raise self._error
+        try:
+            with self._making:
+                return self._make()
+        except BaseException as error:
+            self._error = error  # stages that failed half-way are not asked again
+            raise
+
+    def _make(self) -> _Ready | None:
+        """One element, or None at the end. The lock of the stages is held."""
+        index, count = self._deal
+        dealt = [self._stage.next(1) for _ in range(count)]
+        mine = dealt[index]
+        return None if mine is None else self._ready(mine)
+
+    def _ready(self, raw: Columns) -> _Ready:
+        part, share = self._part(raw)
+        table = self._stage.table
+        arrays = blocks.element(part if table is None else table.gather(part), 0)
+        return _Ready(raw, (*arrays, np.array(share, np.float64)))
+
+    def _part(self, raw: Columns) -> tuple[Columns, float]:
+        """This replica's part of an element, as a block, and how much of the whole that is."""
+        if self._shard[1] == 1:
+            return raw, 1.0
+        arrays = blocks.element(raw, 0)
+        if any(a.ndim == 0 or len(a) != len(arrays[0]) for a in arrays):
+            raise DataError(
+                f"the components {', '.join(self._names)} have no common number of rows to be split over "
+                f"{self._shard[1]} replicas; put .batch(n) into the dataset"
+            )
+        rows = len(arrays[0])
+        mine = part_of(rows, self._shard)
+        return blocks.single([a[mine] for a in arrays]), (mine.stop - mine.start) / rows if rows else 0.0
+
+
+class _held:  # noqa: N801  # reads as what it does
+    """Holds a lock; `check` ends the wait by raising."""
+
+    def __init__(self, lock: threading.Lock, check: Callable[[], None]) -> None:
+        self._lock, self._check = lock, check
+
+    def __enter__(self) -> None:
+        while not self._lock.acquire(timeout=_POLL_S):
+            self._check()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
+def check_state(state: Any) -> None:
+    """Raises DataError unless `state` looks like one that `export_state` gave."""
+    known = isinstance(state, dict) and state.get("version") == VERSION and isinstance(state.get("position"), int)
+    if not known or ("stage" in state and not isinstance(state.get("fingerprint"), str)):
+        raise DataError(f"not the state of an iterator (of version {VERSION})")
 
 
 class _Feeder:
-    """A thread that keeps up to `ahead` batches ready."""
+    """A thread that keeps up to `ahead` elements ready, or makes one when asked if that is 0."""
 
-    def __init__(self, make: Callable[[], Batch | None], ahead: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], _Ready | None],
+        ahead: int,
+        making: threading.Lock,
+        ready: list[_Ready | None] | None = None,
+    ) -> None:
+        self.ahead = ahead
+        self.ready: deque[_Ready | None] = deque(ready or ())
+        self.error: BaseException | None = None
         self._make = make
-        self._ahead = ahead
-        self._ready: deque[Batch | None] = deque()
-        self._error: BaseException | None = None
+        self._making = making
+        self._asked = 0  # elements that somebody waits for
         self._stopping = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="nbflow-prefetch", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
-    def get(self, check: Callable[[], None]) -> Batch | None:
-        """The next batch; None at the end, again and again. `check` ends the wait by raising."""
+    def get(self, check: Callable[[], None]) -> _Ready | None:
+        """The next element; None at the end, again and again. `check` ends the wait by raising."""
         with self._changed:
-            while not self._ready and self._error is None and not self._stopping:
-                self._changed.wait(_POLL_S)
-                check()
-            if self._ready:
-                batch = self._ready[0]
-                if batch is not None:
-                    self._ready.popleft()
+            if self._thread is None and not self._stopping:
+                self._thread = threading.Thread(target=self._run, name="nbflow-prefetch", daemon=True)
+                self._thread.start()
+            self._asked = 1
+            self._changed.notify_all()
+            try:
+                while not self.ready and self.error is None and not self._stopping:
+                    self._changed.wait(_POLL_S)
+                    check()
+            finally:
+                self._asked = 0
+            if self.ready:
+                found = self.ready[0]
+                if found is not None:
+                    self.ready.popleft()
                 self._changed.notify_all()
-                return batch
-            if self._error is not None:
-                raise self._error
+                return found
+            if self.error is not None:
+                raise self.error
             return None
 
     def stop(self) -> None:
@@ -153,25 +255,31 @@ class _Feeder:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join(_JOIN_S)
-        if self._thread.is_alive():
-            raise DataError(f"the prefetching thread did not stop within {_JOIN_S} s")
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
+            if self._thread.is_alive():
+                raise DataError(f"the thread that reads the dataset did not stop within {_JOIN_S} s")
 
     def _run(self) -> None:
         try:
-            while True:
-                batch = self._make()
-                with self._changed:
-                    self._ready.append(batch)
-                    self._changed.notify_all()
-                    if batch is None:
-                        return
-                    # Woken by `get` and by `stop`, which both notify; the timeout only guards against a lost wake-up.
-                    while len(self._ready) >= self._ahead and not self._stopping:
-                        self._changed.wait(1.0)
-                    if self._stopping:
-                        return
+            while self._wait():
+                # An element is made and put down under one lock, so that whoever holds it sees all or nothing of it.
+                with self._making:
+                    made = self._make()
+                    with self._changed:
+                        self.ready.append(made)
+                        self._changed.notify_all()
+                if made is None:
+                    return
         except BaseException as error:  # noqa: BLE001  # handed to whoever calls `get`
             with self._changed:
-                self._error = error
+                self.error = error
                 self._changed.notify_all()
+
+    def _wait(self) -> bool:
+        """Waits until another element is wanted; False when none ever will be."""
+        with self._changed:
+            while not self._stopping and (None in self.ready or len(self.ready) >= max(self.ahead, self._asked)):
+                # Woken by `get` and by `stop`, which both notify; the timeout only guards against a lost wake-up.
+                self._changed.wait(1.0)
+            return not self._stopping

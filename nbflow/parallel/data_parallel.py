@@ -24,6 +24,7 @@ from nbflow.ops.joining import concat
 from nbflow.ops.rows import SCATTER_UPDATES
 from nbflow.ops.state import GRADIENT_INPUT
 from nbflow.parallel.base import Expanded, strategy_of
+from nbflow.parallel.everywhere import spread_restores
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
 from nbflow.spec import kind_of
 
@@ -98,6 +99,7 @@ def expand(
     but the variables' preferred devices. A fetched tensor that every replica computes becomes the mean over the
     replicas (rank 0) or their concatenation (rank ≥ 1).
     """
+    spread_restores(graph, available)
     found = strategy_in(fetches)
     if found is None:
         return _unchanged(graph)
@@ -221,7 +223,7 @@ class _Rewrite:
                 tensors,
                 dict(self.nodes),
                 rename=lambda name, index=index: f"replica_{index}/{name}",  # type: ignore[misc]
-                change=lambda old, new, index=index: self._adapt(new, index, len(which)),  # type: ignore[misc]
+                change=lambda old, new, index=index: self._adapt(old, new, index, len(which)),  # type: ignore[misc]
             )
             self.of_replica[index] = tensors
         weights = self._weights(which)
@@ -250,7 +252,7 @@ class _Rewrite:
     def _before_replicas(self, node: Node) -> bool:
         return not any(a.name in self.copied for a in ancestors([node]))
 
-    def _adapt(self, new: Node, index: int, count: int) -> None:
+    def _adapt(self, old: Node, new: Node, index: int, count: int) -> None:
         """A replica's node: on the replica's device unless the user named a job, with its part of the data."""
         new.colocate = ()
         if _looks_up_rows(new):
@@ -258,15 +260,11 @@ class _Rewrite:
             new.colocate = (new.inputs[0].node.inputs[0].node.name,)
         elif new.device.job is None:
             new.device = self.replicas[index].merge(DeviceSpec(type=new.device.type, index=new.device.index))
-        if new.op == "iterator_next":
+        if new.op == "iterator":
+            new.attrs["shared"] = old.name  # one place for all replicas, which saving and restoring know
+        elif new.op == "iterator_next":
             total = len(self.replicas)
-            if count == total:
-                new.attrs["shard"] = (index, total)
-            else:
-                new.attrs["deal"] = (index, total)
-            specs = new.definition.infer([], new.attrs)
-            for tensor, spec in zip(new.outputs, specs, strict=True):
-                tensor.spec = spec
+            new.attrs["shard" if count == total else "deal"] = (index, total)
 
     def _crossing(self, order: Sequence[Node]) -> list[Tensor]:
         """Tensors of the replicas that somebody outside reads: updates, fetches."""

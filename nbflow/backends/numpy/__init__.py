@@ -19,6 +19,7 @@ from nbflow.backends.numpy import (
     data,
     elementwise,
     fourier,
+    functions,
     gathering,
     indexing,
     joining,
@@ -36,6 +37,7 @@ from nbflow.backends.numpy import (
     state,
     updates,
 )
+from nbflow.data.program import BIND
 from nbflow.errors import GraphError
 
 FAMILIES = (
@@ -75,6 +77,7 @@ def merge(tables: Sequence[Table]) -> Mapping[str, Implementation]:
 
 
 TABLE = merge([family.TABLE for family in FAMILIES])
+BIND["numpy"] = functions.binder(TABLE)
 
 
 class NumpyBackend:

@@ -1,68 +1,128 @@
-"""Dataset iterators on numpy arrays: the implementation of `iterator_next` around `nbflow.data.iterator`."""
+"""Dataset iterators on numpy arrays: the ops around `nbflow.data.iterator`."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from nbflow.backends.base import Context, Table
-from nbflow.data.iterator import BatchIterator
-from nbflow.data.pipeline import Stages
+from nbflow.data.build import Environment
+from nbflow.data.iterator import VERSION, DataIterator, check_state
+from nbflow.data.snapshot import pack, unpack
+from nbflow.data.stages import State
 
 TABLE = Table()
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Pair = tuple[int, int]
+
+_BEGINNING: State = {"version": VERSION, "position": 0}
 
 
-class IteratorSlot:
-    """What the store keeps under an iterator's key: the iterator, and which dataset it goes through.
+class Holder:
+    """What the store keeps under an iterator's key: its iterators, one for each replica that runs on this worker, and
+    where those begin that do not run yet.
 
     A cell that runs again may put another dataset under the same name; then the iterator starts anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self._lock = threading.Lock()
-        self._made_for: tuple[Any, ...] = ()
-        self.iterator: BatchIterator | None = None
+        self._iterators: dict[tuple[Pair, Pair], tuple[tuple[str, int], DataIterator]] = {}
+        self._begin: State = _BEGINNING
 
     def get(
         self,
-        arrays: tuple[Array, ...],
-        stages: Stages,
+        tree: tuple[Any, ...],
         fingerprint: str,
-        shard: tuple[int, int],
-        deal: tuple[int, int],
+        shard: Pair,
+        deal: Pair,
         seed: int,
-    ) -> BatchIterator:
-        """The iterator, made or made anew when anything about the dataset differs."""
-        wanted = (fingerprint, stages, shard, deal, seed)
+        say: Callable[[str], None],
+    ) -> DataIterator:
+        """The iterator of one replica, made or made anew when anything about the dataset differs."""
+        wanted = (fingerprint, seed)
         with self._lock:
-            if self.iterator is None or self._made_for != wanted:
-                if self.iterator is not None:
-                    self.iterator.close()
-                self.iterator = BatchIterator(arrays, stages, shard=shard, deal=deal, seed=seed)
-                self._made_for = wanted
-            return self.iterator
+            known = self._iterators.get((shard, deal))
+            if known is not None and known[0] == wanted:
+                return known[1]
+            if known is not None:
+                known[1].close()
+                self._begin = _BEGINNING
+            environment = Environment(self.name, seed, say)
+            made = DataIterator(tree, environment, shard=shard, deal=deal, fingerprint=fingerprint)
+            if self._begin is not _BEGINNING:
+                made.import_state(self._begin)
+            self._iterators[(shard, deal)] = (wanted, made)
+            return made
+
+    def state(self, check: Callable[[], None]) -> State:
+        """Where the replica stands that came furthest."""
+        found = self._furthest()
+        return self._begin if found is None else found.export_state(check)
+
+    def position(self) -> int:
+        found = self._furthest()
+        return int(self._begin["position"]) if found is None else found.position
+
+    def restore(self, state: State) -> None:
+        """Every replica here continues, or will begin, at `state`."""
+        check_state(state)
+        with self._lock:
+            self._begin = state
+            gone, self._iterators = self._iterators, {}
+        for _, iterator in gone.values():
+            iterator.close()
 
     def close(self) -> None:
         """Called when the store drops the state."""
         with self._lock:
-            if self.iterator is not None:
-                self.iterator.close()
+            for _, iterator in self._iterators.values():
+                iterator.close()
+
+    def _furthest(self) -> DataIterator | None:
+        with self._lock:
+            return max((i for _, i in self._iterators.values()), key=lambda i: i.position, default=None)
+
+
+@TABLE.implements("iterator")
+def iterator(ctx: Context, *, shared: str) -> Holder:
+    name, _, generation = ctx.key.rpartition(":")
+    name = shared or name
+    return ctx.state.get_or_make(f"{name}:{generation}", lambda: Holder(name))
 
 
 @TABLE.implements("iterator_next")
 def iterator_next(
     ctx: Context,
+    holder: Holder,
     *,
-    arrays: tuple[Array, ...],
-    names: tuple[str, ...],
-    stages: Stages,
+    tree: tuple[Any, ...],
+    dtypes: tuple[Any, ...],
+    shapes: tuple[Any, ...],
     fingerprint: str,
-    shard: tuple[int, int],
-    deal: tuple[int, int],
+    shard: Pair,
+    deal: Pair,
 ) -> tuple[Array, ...]:
-    slot = ctx.state.get_or_make(ctx.key, IteratorSlot)
-    return slot.get(arrays, stages, fingerprint, shard, deal, ctx.seed).next(ctx.check)
+    found = holder.get(tree, fingerprint, shard, deal, ctx.seed, ctx.state.say)
+    return found.next(ctx.check)
+
+
+@TABLE.implements("iterator_state")
+def iterator_state(ctx: Context, holder: Holder) -> Array:
+    return pack(holder.state(ctx.check))
+
+
+@TABLE.implements("iterator_restore")
+def iterator_restore(ctx: Context, holder: Holder, value: Array) -> tuple[()]:
+    holder.restore(unpack(value))
+    return ()
+
+
+@TABLE.implements("iterator_position")
+def iterator_position(ctx: Context, holder: Holder) -> Array:
+    return np.array(holder.position(), np.int64)
