@@ -24,7 +24,7 @@ def spread_restores(graph: Graph, available: Sequence[DeviceSpec]) -> None:
         node.control_inputs = tuple(dict.fromkeys([*node.control_inputs, *copies]))
     ordered = topological(graph.nodes.values())
     graph.nodes.clear()
-    graph.nodes.update((n.name, n) for n in ordered)
+    graph.nodes.update({n.name: n for n in ordered})
 
 
 def _copy(graph: Graph, node: Node, number: int, device: DeviceSpec) -> Node:
