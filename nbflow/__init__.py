@@ -22,7 +22,7 @@ from typing import Any
 
 from nbflow import cluster, data, errors, events, fft, layers, linalg, nn, onnx, ops, optim, random, testing, train
 from nbflow import codec as codec  # makes Graph.to_proto work
-from nbflow.autodiff import gradients
+from nbflow.autodiff import gradients, hessian_vector_product, jvp
 from nbflow.current import current_session, describe, drop_state, get_cluster, placement, run, set_cluster
 from nbflow.device import DeviceSpec
 from nbflow.explain import graph_json
@@ -31,6 +31,7 @@ from nbflow.notebook import load_ipython_extension, show, unload_ipython_extensi
 from nbflow.ops import *  # noqa: F403  # the list is `nbflow.ops.__all__`
 from nbflow.ops.composed import e, inf, nan, newaxis, pi
 from nbflow.ops.slices import IndexedSlices
+from nbflow.recompute import checkpoint
 from nbflow.session import Session
 from nbflow.spec import TensorSpec
 from nbflow.variable import Variable, trainable_variables
@@ -46,6 +47,7 @@ __all__ = [
     "Tensor",
     "TensorSpec",
     "Variable",
+    "checkpoint",
     "cluster",
     "colocate_with",
     "control_dependencies",
@@ -62,7 +64,9 @@ __all__ = [
     "get_graph",
     "gradients",
     "graph_json",
+    "hessian_vector_product",
     "inf",
+    "jvp",
     "layers",
     "linalg",
     "load_ipython_extension",

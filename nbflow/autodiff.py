@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Literal, overload
 
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, ToTensor, ancestors
-from nbflow.ops import add_n, astype, ones_like
+from nbflow.ops import add_n, astype, ones_like, zeros_like
 from nbflow.ops._build import ArrayLike, as_tensor, convert
 from nbflow.ops.slices import Gradient, IndexedSlices, dense, joined
 from nbflow.spec import Shape, format_shape, kind_of, shape_accepts
@@ -73,11 +74,28 @@ def gradients(
     targets, sources = _tensors(ys, "ys"), _tensors(xs, "xs")
     if not targets:
         raise GraphError("gradients of nothing: ys is empty")
+    return _swept(targets, sources, grad_ys, sparse=sparse)
+
+
+def gradients_within(ys: Sequence[Tensor], xs: Sequence[Tensor], grad_ys: Sequence[Tensor]) -> list[Gradient | None]:
+    """What `gradients` gives where nothing before `xs` is asked for, and it need not look there: for rules of ops that
+    stand for a part of the graph. Sparse ones stay sparse."""
+    return _swept(ys, xs, grad_ys, sparse=True, stop=frozenset(x.node.name for x in xs))
+
+
+def _swept(
+    targets: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    grad_ys: ArrayLike | Sequence[ArrayLike | None] | None,
+    *,
+    sparse: bool,
+    stop: frozenset[str] = frozenset(),
+) -> list[Gradient | None]:
     graph = targets[0].graph
     for tensor in (*targets, *sources):
         if tensor.graph is not graph:
             raise GraphError(f"{tensor.name} belongs to another graph than {targets[0].name}", where=tensor.node.where)
-    order = ancestors(t.node for t in targets)
+    order = ancestors((t.node for t in targets), stop)
     graph.read(order)
     reached = _reached(order, {_key(x) for x in sources})
     made = _Made(graph)
@@ -89,6 +107,77 @@ def gradients(
         found = [sweep.gradient(x, sparse=sparse) for x in sources]
     made.drop_unused(found)
     return found
+
+
+def jvp(ys: Values, xs: Values, tangents: ArrayLike | Sequence[ArrayLike | None]) -> list[Tensor | None]:
+    """How `ys` change when `xs` change by `tangents`: the Jacobian times them, a tensor for each y.
+
+    `tangents`: one for each of `xs`, of its shape and dtype; None: that x stays. None in the result stands for a y that
+    depends on no x that moves. The cost is that of some gradients: this is the gradient, for u, of the gradient of `ys`
+    with u flowing into them, which is linear in u (Townsend, "A new trick for calculating Jacobian vector products",
+    2017). So every op that has a gradient has this, and the values of u are never computed.
+    Raises DTypeError and ShapeError as `gradients` does.
+    """
+    targets, sources = _tensors(ys, "ys"), _tensors(xs, "xs")
+    if not targets or not sources:
+        raise GraphError("jvp of nothing: ys or xs are empty")
+    moves = _given(sources, tangents, "tangents")
+    moving = [(x, t) for x, t in zip(sources, moves, strict=True) if t is not None]
+    if not moving:
+        raise GraphError("jvp takes at least one tangent")
+    made = _Made(targets[0].graph)
+    duals = []
+    for y in targets:
+        with _beside(y.node):
+            duals.append(zeros_like(y))
+    backwards = gradients(targets, [x for x, _ in moving], duals)
+    reached = [(g, _seed(x, t)) for (x, t), g in zip(moving, backwards, strict=True) if g is not None]
+    found: list[Tensor | None] = [None] * len(targets)
+    if reached:
+        found = gradients([g for g, _ in reached], duals, [t for _, t in reached])
+    made.drop_unused(found)
+    return found
+
+
+def hessian_vector_product(y: Values, xs: Values, vs: ArrayLike | Sequence[ArrayLike | None]) -> list[Tensor | None]:
+    """The Hessian of the scalar `y` (of the sum of its elements) for `xs` together, times `vs`: a tensor for each x.
+
+    `vs`: one for each of `xs`, of its shape and dtype; None: zeros. None in the result stands for an x on which the
+    product does not depend. The gradient of a gradient: it costs a small multiple of y, and no Hessian is made
+    (Pearlmutter, "Fast exact multiplication by the Hessian", 1994). Raises as `gradients` does.
+    """
+    sources = _tensors(xs, "xs")
+    if not sources:
+        raise GraphError("hessian_vector_product of nothing: xs are empty")
+    directions = _given(sources, vs, "vs")
+    made = _Made(sources[0].graph)
+    first = gradients(y, sources)
+    pairs = [
+        (g, _seed(x, v)) for x, g, v in zip(sources, first, directions, strict=True) if g is not None and v is not None
+    ]
+    found: list[Tensor | None] = [None] * len(sources)
+    if pairs:
+        found = gradients([g for g, _ in pairs], sources, [v for _, v in pairs])
+    made.drop_unused(found)
+    return found
+
+
+def _given(xs: Sequence[Tensor], values: ArrayLike | Sequence[ArrayLike | None], what: str) -> list[ArrayLike | None]:
+    """A value, or None, for each of `xs`."""
+    items = list(values) if isinstance(values, (list, tuple)) else [values]
+    if len(items) != len(xs):
+        raise GraphError(f"{what} has {len(items)} entries for {len(xs)} xs")
+    return items
+
+
+def _seed(x: Tensor, value: ArrayLike) -> Tensor:
+    """What changes `x` by `value`. Raises DTypeError or ShapeError unless it fits."""
+    if not differentiable(x):
+        raise DTypeError(f"{x.name} is {x.dtype}: only floating tensors change a little", where=x.node.where)
+    tangent = convert(value, like=x)
+    if tangent.dtype != x.dtype or not shape_accepts(x.shape, tangent.shape):
+        raise ShapeError(f"the tangent given for {x.name} is {tangent.spec}; it must be {x.spec}", where=x.node.where)
+    return tangent
 
 
 def differentiable(tensor: Tensor) -> bool:
@@ -176,8 +265,10 @@ class _Sweep:
             )
         for tensor, grad in zip(node.inputs, found, strict=True):
             if grad is not None and _key(tensor) in self._reached:
-                _check(node, tensor, grad)
-                self._add(tensor, grad)
+                # A rule may have found slices for what stands for the input.
+                found_for = replace(grad, like=tensor) if isinstance(grad, IndexedSlices) else grad
+                _check(node, tensor, found_for)
+                self._add(tensor, found_for)
 
     def _passed(self, node: Node) -> Sequence[Gradient | None]:
         whole = self._whole.get(_key(node.outputs[0]))

@@ -1,4 +1,4 @@
-"""Rows of ops that work on some rows of a tensor or variable; a part of the table in `cases.py`."""
+"""Rows of ops that work on some rows of a tensor or variable, and of recomputing; a part of the table in `cases.py`."""
 
 from __future__ import annotations
 
@@ -150,3 +150,21 @@ row(
     [],
     lambda: _on_rows(_adam, _W, _M, _V),
 )
+
+# --- recomputing -----------------------------------------------------------------------------------------------------
+
+row(
+    "checkpoint",
+    nf.checkpoint(lambda x: nf.sin(x) * x),
+    [f(2, 3)],
+    lambda x: np.sin(x) * x,
+    differentiable=2,
+)
+row(
+    "checkpoint_many",
+    nf.checkpoint(lambda s, t: (nf.sin(s * t), nf.exp(t))),
+    [f(2, 3), f(3)],
+    lambda x, y: [np.sin(x * y), np.exp(y)],
+    differentiable=2,
+)
+row("recompute_barrier", lambda x: build("recompute_barrier", (x,)), [f(2, 3)], lambda x: x, differentiable=2)

@@ -30,6 +30,7 @@ from nbflow.backends.numpy import (
     numbers,
     pooling,
     random,
+    recompute,
     reduction,
     rows,
     sets,
@@ -61,6 +62,7 @@ FAMILIES = (
     state,
     rows,
     updates,
+    recompute,
     data,
 )
 
