@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from nbflow import graph as graphs
 from nbflow import op as ops
+from nbflow.body import ARGUMENT, Body
 from nbflow.device import parse_device
 from nbflow.errors import GraphError, NbflowError, Rejected, StaleError
 from nbflow.graph import Graph, Node, Owner, Tensor
@@ -141,8 +142,8 @@ def decode_spec(message: pb.TensorSpec) -> TensorSpec:
 
 
 def encode_attr(value: Any, put: Put | None = None, *, to: pb.Attr | None = None) -> pb.Attr:
-    """An attribute as a message. Raises GraphError for anything but None, bool, int, float, str, dtype, ndarray and
-    tuples of these. numpy's scalars become Python's."""
+    """An attribute as a message. Raises GraphError for anything but None, bool, int, float, str, dtype, ndarray, bodies
+    and tuples of these. numpy's scalars become Python's."""
     message = pb.Attr() if to is None else to
     if isinstance(value, np.generic):
         value = value.item()
@@ -156,6 +157,9 @@ def encode_attr(value: Any, put: Put | None = None, *, to: pb.Attr | None = None
         message.dtype = encode_dtype(value)
     elif isinstance(value, np.ndarray):
         encode_array(value, put, to=message.array)
+    elif isinstance(value, Body):
+        message.body.SetInParent()
+        _encode_body(value, message.body)
     elif isinstance(value, tuple):
         message.items.SetInParent()
         for item in value:
@@ -163,7 +167,7 @@ def encode_attr(value: Any, put: Put | None = None, *, to: pb.Attr | None = None
     else:
         raise GraphError(
             f"an attribute cannot be a {type(value).__name__} ({value!r:.80}); "
-            "attributes are None, bool, int, float, str, dtype, ndarray and tuples of these"
+            "attributes are None, bool, int, float, str, dtype, ndarray, bodies and tuples of these"
         )
     return message
 
@@ -200,6 +204,8 @@ def decode_attr(message: pb.Attr, get: Get | None = None, *, depth: int = 0) -> 
         return decode_dtype(message.dtype)
     if kind == "array":
         return decode_array(message.array, get)
+    if kind == "body":
+        return _decode_body(message.body)
     if kind == "items":
         if depth >= MAX_DEPTH:
             raise Rejected(f"attributes nested deeper than {MAX_DEPTH} were sent")
@@ -237,21 +243,40 @@ def graph_to_proto(graph: Graph) -> pb.GraphDef:
     for node in graph.nodes.values():
         if node.stale:
             raise StaleError(f"{node.name!r} is stale: {node.stale}; run {node.cell} again", where=node.where)
-        made = message.nodes.add(
-            name=_text(node.name),
-            op=node.op,
-            inputs=[t.name for t in node.inputs],
-            control_inputs=[c.name for c in node.control_inputs],
-            outputs=[encode_spec(t.spec) for t in node.outputs],
-            device=str(node.device),
-            colocate=node.colocate,
-            owner_id=node.owner.id,
-            owner_label=node.owner.label,
-            line=node.line,
-            auto_named=node.auto_named,
-        )
-        encode_attrs(node.attrs, made.attrs)
+        _encode_node(node, message.nodes.add())
     return message
+
+
+def _encode_node(node: Node, message: pb.NodeDef) -> None:
+    message.name = _text(node.name)
+    message.op = node.op
+    message.inputs.extend(t.name for t in node.inputs)
+    message.control_inputs.extend(c.name for c in node.control_inputs)
+    message.outputs.extend(encode_spec(t.spec) for t in node.outputs)
+    message.device = str(node.device)
+    message.colocate.extend(node.colocate)
+    message.owner_id = node.owner.id
+    message.owner_label = node.owner.label
+    message.line = node.line
+    message.auto_named = node.auto_named
+    encode_attrs(node.attrs, message.attrs)
+
+
+def _encode_body(body: Body, message: pb.BodyDef) -> None:
+    for node in body.graph.nodes.values():
+        _encode_node(node, message.nodes.add())
+    message.arguments.extend(t.name for t in body.arguments)
+    message.outputs.extend(t.name for t in body.outputs)
+
+
+def _decode_body(message: pb.BodyDef) -> Body:
+    graph = Graph()
+    _decode_nodes(message.nodes, graph)
+    arguments = tuple(_tensor(graph, name) for name in message.arguments)
+    for number, tensor in enumerate(arguments):
+        if tensor.node.op != ARGUMENT or tensor.node.attrs.get("index") != number:
+            raise Rejected(f"argument {number} of a body is {tensor.name!r}, which is not its argument {number}")
+    return Body(graph, arguments, tuple(_tensor(graph, name) for name in message.outputs))
 
 
 def graph_from_proto(message: pb.GraphDef | bytes) -> Graph:
@@ -268,23 +293,28 @@ def graph_from_proto(message: pb.GraphDef | bytes) -> Graph:
     graph.seed = message.seed
     graph.generations.update(message.generations)
     try:
-        for item in message.nodes:
-            if not item.name or item.name in graph.nodes:
-                raise Rejected(f"the graph has two nodes called {item.name!r}, or one without a name")
-            graph.nodes[item.name] = _node_from(graph, item)
-        for item in message.nodes:
-            node = graph.nodes[item.name]
-            # Only now: a consumer that outlived its cell's edits can stand before its input.
-            node.inputs = tuple(_tensor(graph, name) for name in item.inputs)
-            node.control_inputs = tuple(_member(graph, name) for name in item.control_inputs)
-        for node in graphs.topological(graph.nodes.values()):
-            _check_outputs(node)
+        _decode_nodes(message.nodes, graph)
     except Rejected:
         raise
     except NbflowError as error:
         raise Rejected(f"the graph does not hold together: {error.message}") from error
     graph.version += 1
     return graph
+
+
+def _decode_nodes(messages: Iterable[pb.NodeDef], graph: Graph) -> None:
+    items = list(messages)
+    for item in items:
+        if not item.name or item.name in graph.nodes:
+            raise Rejected(f"the graph has two nodes called {item.name!r}, or one without a name")
+        graph.nodes[item.name] = _node_from(graph, item)
+    for item in items:
+        node = graph.nodes[item.name]
+        # Only now: a consumer that outlived its cell's edits can stand before its input.
+        node.inputs = tuple(_tensor(graph, name) for name in item.inputs)
+        node.control_inputs = tuple(_member(graph, name) for name in item.control_inputs)
+    for node in graphs.topological(graph.nodes.values()):
+        _check_outputs(node)
 
 
 def _node_from(graph: Graph, item: pb.NodeDef) -> Node:

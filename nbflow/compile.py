@@ -7,23 +7,29 @@ the step sees it. It goes back when the last reader, of the value or of a view o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from nbflow import op as ops
+from nbflow.body import ARGUMENT, Body, bodies_of
 from nbflow.errors import GraphError
-from nbflow.graph import Graph
+from nbflow.graph import Graph, Node
 from nbflow.partition import CONTROL, Item, Part
 from nbflow.plan import Constant, Feed, Fetch, Instruction, Plan
 from nbflow.spec import TensorSpec
 
 Value = tuple[str, int]  # (node name, output index)
+# The order of a node's bodies in its instruction.
+_BODY_ORDER = ("condition", "body", "then", "otherwise")
+# What partition and compile put between the ops.
+PLAN_OPS = ("send", "recv", "copy")
 
 
 @dataclass(slots=True)
 class _Draft:
-    """An instruction in the making."""
+    """An instruction in the making. `barrier`: it comes after everything before it."""
 
     item: Item
     inputs: list[int]
@@ -33,6 +39,7 @@ class _Draft:
     key: str = ""
     attrs: dict[str, object] = field(default_factory=dict)
     buffer: int = -1
+    bodies: tuple[Plan, ...] = ()
 
 
 def compile_part(part: Part, graph: Graph, fetches: Mapping[str, Value]) -> Plan:
@@ -40,8 +47,22 @@ def compile_part(part: Part, graph: Graph, fetches: Mapping[str, Value]) -> Plan
     return _Compiler(part, graph, fetches).plan()
 
 
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What stands before the names in a body: for people and transfers, and for random streams. They differ where a
+    node draws what another one draws (attribute `origin`)."""
+
+    shown: str = ""
+    stream: str = ""
+
+    def inside(self, node: Node) -> _Names:
+        origin = node.attrs["origin"] or node.name
+        return _Names(f"{self.shown}{node.name}/", f"{self.stream}{origin}/")
+
+
 class _Compiler:
-    def __init__(self, part: Part, graph: Graph, fetches: Mapping[str, Value]) -> None:
+    def __init__(self, part: Part, graph: Graph, fetches: Mapping[str, Value], names: _Names | None = None) -> None:
+        self.names = names or _Names()
         self.part = part
         self.graph = graph
         self.fetches = fetches
@@ -97,6 +118,13 @@ class _Compiler:
             slot = self.new_slot((item.node.name, 0), spec)
             self.feeds.append(Feed(item.node.name, slot, spec))
             self.fixed.add(slot)
+        elif item.kind == "node" and item.node.op == ARGUMENT:
+            spec = item.node.outputs[0].spec
+            slot = self.new_slot((item.node.name, 0), spec)
+            self.feeds.append(Feed(str(item.node.attrs["index"]), slot, spec))
+            self.fixed.add(slot)
+        elif item.bodies or item.kind == "remote":
+            self.add_control(item)
         elif item.kind == "node":
             self.add_node(item)
         elif item.kind == "send":
@@ -116,10 +144,48 @@ class _Compiler:
         outputs = [self.new_slot((node.name, t.index), t.spec, root) for t in node.outputs]
         if node.op == "variable":
             self.fixed.update(outputs)
-        key = f"{node.name}:{self.graph.generations.get(node.name, 0)}" if definition.stateful else ""
+        number = self.graph.generations.get(node.name, 0)
+        key = f"{self.names.stream}{node.name}:{number}" if definition.stateful else ""
         self.append(item, inputs, outputs, node.op, key=key, attrs=dict(node.attrs))
         if item.copies:
             self.copy_output(item, outputs[0])
+
+    def add_control(self, item: Item) -> None:
+        """A loop or branch, or this device's part of one."""
+        node = item.node
+        inputs = [self.slots[(t.node.name, t.index)] for t in (node.inputs[i] for i in item.given)]
+        remote = item.kind == "remote"
+        # What comes out is copied where it could share memory with what went in: it is a value of its own.
+        outputs = [] if remote else [self.new_slot((node.name, t.index), t.spec) for t in node.outputs]
+        attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Body) and k not in ("origin", "extends", "invariants")}
+        keys = [k for k in bodies_of(node) if k in ("condition", "body", "then", "otherwise")]
+        attrs.update(
+            given=item.given,
+            home=str(item.peer) if remote else "",
+            remotes=tuple(str(d) for d in item.remotes),
+            key=f"{self.names.shown}{node.name}",
+            tested="condition" in keys,
+            inputs=len(node.inputs),
+            stacked=() if remote else _stacked(node),
+        )
+        attrs.pop("condition", None)
+        self.append(item, inputs, outputs, node.op, attrs=attrs)
+        names = self.names.inside(node)
+        self.drafts[-1].bodies = tuple(self.body(item, key, names) for key in sorted(keys, key=_BODY_ORDER.index))
+        if remote or item.remotes:
+            # Whoever is inside a loop answers nobody else: what comes before must be done (partition.gather_remotes).
+            self.drafts[-1].after.update(range(len(self.drafts) - 1))
+
+    def body(self, item: Item, key: str, names: _Names) -> Plan:
+        part = item.bodies.get(key)
+        body: Body = item.node.attrs[key]
+        if part is None:
+            if item.kind == "remote":
+                return Plan(str(item.device), (), 0, seed=self.graph.seed)
+            part = Part(item.device, [], body)
+        outputs = {} if item.kind == "remote" else {str(n): (t.node.name, t.index) for n, t in enumerate(body.outputs)}
+        plan = _Compiler(part, body.graph, outputs, names).plan()
+        return replace(plan, seed=self.graph.seed)
 
     def copy_output(self, item: Item, source: int) -> None:
         value = (item.node.name, 0)
@@ -176,7 +242,7 @@ class _Compiler:
                 free.setdefault(spec, []).append((buffer, users))
 
     def takes_buffer(self, draft: _Draft, kept: set[int]) -> bool:
-        if draft.op in ("send", "recv", "copy") or len(draft.outputs) != 1:
+        if draft.op in PLAN_OPS or draft.bodies or len(draft.outputs) != 1:
             return False
         slot = draft.outputs[0]
         spec = self.specs[slot]
@@ -206,7 +272,7 @@ class _Compiler:
     def instruction(self, draft: _Draft, frees: tuple[int, ...]) -> Instruction:
         node = draft.item.node
         return Instruction(
-            node.name,
+            f"{self.names.shown}{node.name}",
             draft.op,
             tuple(draft.inputs),
             tuple(draft.outputs),
@@ -216,12 +282,24 @@ class _Compiler:
             draft.key,
             draft.buffer,
             node.where,
+            draft.bodies,
         )
+
+
+def _stacked(node: Node) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
+    """Shape and dtype of a row of each stacked output, for a loop that never runs; 0 where a dimension is unknown."""
+    if node.op != "loop":
+        return ()
+    rows = node.outputs[node.attrs["carried"] + 1 :]
+    return tuple((tuple(d or 0 for d in (t.shape or (0,))[1:]), t.dtype) for t in rows)
 
 
 def check_plan(plan: Plan) -> None:
     """Raises GraphError unless every slot is written once, before it is read and freed; buffers do not overlap."""
     _check_buffers(plan)
+    for instruction in plan.instructions:
+        for body in instruction.bodies:
+            check_plan(body)
     written = {c.slot for c in plan.constants} | {f.slot for f in plan.feeds}
     freed: dict[int, int] = {}
     for index, ins in enumerate(plan.instructions):
@@ -249,7 +327,7 @@ def _check_buffers(plan: Plan) -> None:
     root: dict[int, int] = {}
     last_read: dict[int, int] = {}
     for index, ins in enumerate(plan.instructions):
-        shares = ins.op not in ("send", "recv", "copy") and ops.get(ins.op).alias and bool(ins.inputs)
+        shares = ins.op not in PLAN_OPS and ops.get(ins.op).alias and bool(ins.inputs)
         for slot in ins.outputs:
             root[slot] = root.get(ins.inputs[0], ins.inputs[0]) if shares else slot
         for slot in ins.inputs:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -12,9 +13,28 @@ if TYPE_CHECKING:
     from nbflow.graph import Node
 
 
-def graph_digest(nodes: Sequence[Node], seed: int) -> str:
-    """SHA-256 (hex) over `nodes`, which come after their inputs. Their order among themselves does not matter."""
-    memo: dict[str, bytes] = {}
+class Mark(Protocol):
+    """A hash in the making, of hashlib."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+
+class Digested(ABC):
+    """An attribute that says itself what of it counts."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def digest_into(self, mark: Mark) -> None:
+        """Adds what this value computes to `mark`."""
+
+
+def graph_digest(nodes: Sequence[Node], seed: int, memo: dict[str, bytes] | None = None) -> str:
+    """SHA-256 (hex) over `nodes`, which come after their inputs. Their order among themselves does not matter.
+
+    `memo` receives the digest of each node, by name.
+    """
+    memo = {} if memo is None else memo
     for node in nodes:
         memo[node.name] = _node_digest(node, memo)
     whole = hashlib.sha256(str(seed).encode())
@@ -38,7 +58,9 @@ def _node_digest(node: Node, memo: Mapping[str, bytes]) -> bytes:
 
 
 def _update(mark: Any, value: Any) -> None:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, Digested):
+        value.digest_into(mark)
+    elif isinstance(value, np.ndarray):
         # By name: the text of bfloat16 is that of two raw bytes, and numpy gives no buffer of it.
         mark.update(f"{value.dtype.name}{value.shape}".encode())
         mark.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)

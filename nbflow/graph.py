@@ -238,6 +238,10 @@ class Graph:
         # Cell id -> the nodes of other cells whose op, attributes and edges its own ops were derived from (`read`).
         self.reads: dict[str, dict[str, Node]] = {}
         self.pending_reads: dict[str, Node] = {}
+        # The graph in which this one is the body of a loop or branch, and what stands here for a tensor of it (body.py).
+        self.outer: Graph | None = None
+        self.capture: Callable[[Tensor], Tensor] | None = None
+        self.awaited: dict[str, Node] = {}  # nodes of the outer graph that nodes here run after
         self._scopes: list[str] = []
         self._devices: list[DeviceSpec] = []
         self._controls: list[tuple[Node, ...]] = []
@@ -287,6 +291,14 @@ class Graph:
     def _has_scope(self, scope: str) -> bool:
         return any(self.find(n) is not None or self._has_scope(n) for n in self.nodes.under.get(scope, ()))
 
+    def reserve(self, op: str, name: str | None) -> str:
+        """The full name that the next node of `op` will have under `add(reserved=...)`. Raises NameInUseError."""
+        if name is None:
+            return self._number(self.scoped(op))
+        full = self.scoped(name)
+        self._check_free(full)
+        return full
+
     def restart_numbers(self) -> None:
         """Numbers of unnamed ops start again; called when a cell starts to run."""
         self._next_number.clear()
@@ -308,25 +320,32 @@ class Graph:
         control_inputs: Iterable[Node] = (),
         colocate: Iterable[str] = (),
         device: str | DeviceSpec | None = None,
+        reserved: str | None = None,
     ) -> Node:
         """Adds one node under the current scopes.
 
-        `name` is under the current name scope; None takes the op's name, numbered. Raises ShapeError or DTypeError
+        `name` is under the current name scope; None takes the op's name, numbered. `reserved`: the full name, from
+        `reserve`; `name` then only says whether the user gave it. Raises ShapeError or DTypeError
         that name the op, its inputs and the place that made them; NameInUseError; GraphError for inputs from another
         graph or from a cell run that failed.
         """
         with self._lock:
             definition = ops.get(op)
             line = _user_line()
-            for tensor in inputs:
-                self.check_member(tensor.node)
+            inputs = [self._own(tensor) for tensor in inputs]
             kept = dict(attrs or {})
-            if name is None:
+            if reserved is not None:
+                full = reserved
+            elif name is None:
                 full = self._number(self.scoped(op))
             else:
                 full = self.scoped(name)
                 self._check_free(full)
             specs = self._infer(definition, full, inputs, kept, line)
+            controls = _merged(self._controls, control_inputs)
+            if self.capture is not None:
+                self.awaited.update((n.name, n) for n in controls if n.graph is not self)
+                controls = tuple(n for n in controls if n.graph is self)
             asked = self._devices[-1] if self._devices else ANYWHERE
             if device is not None:
                 asked = asked.merge(parse_device(device))
@@ -335,7 +354,7 @@ class Graph:
                 full,
                 op,
                 tuple(inputs),
-                _merged(self._controls, control_inputs),
+                controls,
                 kept,
                 specs,
                 device=asked,
@@ -352,6 +371,25 @@ class Graph:
             if self.on_add is not None:
                 self.on_add(node)
             return node
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """`tensor`, or what stands for it in this body. Raises GraphError."""
+        if self.capture is not None and tensor.node.graph is not self:
+            return self.capture(tensor)
+        self.check_member(tensor.node)
+        return tensor
+
+    def sees(self, other: Graph) -> bool:
+        """Whether ops of this graph may use tensors of `other`: itself, and what it is a body in."""
+        graph: Graph | None = self
+        while graph is not None and graph is not other:
+            graph = graph.outer
+        return graph is other
+
+    @property
+    def root(self) -> Graph:
+        """The graph that cells own: this one, unless it is the body of a loop or branch."""
+        return self if self.outer is None else self.outer.root
 
     def read(self, nodes: Iterable[Node]) -> None:
         """Says that the running cell makes ops by reading `nodes` (their gradients, their copies).
@@ -474,7 +512,7 @@ class Graph:
         try:
             yield self
         finally:
-            stack.remove(self)
+            stack.pop()  # blocks end in the reverse order of their beginnings, and one graph may stand here twice
 
     # --- the whole -----------------------------------------------------------------------------------------------
 
@@ -595,3 +633,14 @@ def get_graph() -> Graph:
     """The graph that ops go into: the innermost `as_default()` of this thread, else the process's own."""
     stack = _stack()
     return stack[-1] if stack else _default
+
+
+def graph_for(values: Sequence[Node | Tensor]) -> Graph:
+    """The graph in which an op on `values` is made: the body that is being built, if it sees them; else theirs."""
+    current = get_graph()
+    if not values:
+        return current
+    first = values[0].graph
+    if current is first or current.outer is None:
+        return first
+    return current if all(current.sees(v.graph) for v in values) else first

@@ -15,7 +15,7 @@ import numpy as np
 
 from nbflow import nn
 from nbflow.errors import DTypeError, GraphError, ShapeError
-from nbflow.graph import Tensor, get_graph
+from nbflow.graph import Tensor, get_graph, graph_for
 from nbflow.ops import identity, matmul, ones, permute_dims, reshape, shape_of, where, zeros
 from nbflow.ops import random as draw
 from nbflow.ops._build import ArrayLike, as_tensor, convert
@@ -149,7 +149,7 @@ def batch_norm(
             batch_mean = where(decision, batch_mean, mean)
             batch_variance = where(decision, batch_variance, variance)
         y = nn.batch_norm(tensor, gamma, beta, batch_mean, batch_variance, axis, epsilon)
-        with tensor.graph.control_dependencies(moved):
+        with graph_for([tensor]).control_dependencies(moved):
             return identity(y)
 
 
@@ -303,7 +303,7 @@ def _ones(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
 
 @contextmanager
 def _layer(x: Tensor, name: str | None, default: str) -> Iterator[None]:
-    graph = x.graph
+    graph = graph_for([x])
     with graph.as_default(), graph.absolute_scope(graph.scoped(name) if name else graph.unique(default)):
         yield
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbflow.graph import Node, Tensor
     from nbflow.ops.slices import IndexedSlices
 
-# None, bool, int, float, str, numpy.dtype, numpy.ndarray, and tuples of these.
+# None, bool, int, float, str, numpy.dtype, numpy.ndarray, nbflow.body.Body, and tuples of these.
 AttrValue = Any
 Attrs = Mapping[str, AttrValue]
 
@@ -35,6 +35,8 @@ class Cost:
     nbytes: float
 
 
+# (input specs, attributes) -> attributes whose bodies have the shapes that really come in
+SpecialiseRule = Callable[[Sequence[TensorSpec], Attrs], dict[str, AttrValue]]
 CostRule = Callable[[Sequence[TensorSpec], Sequence[TensorSpec], Attrs], Cost]
 
 
@@ -51,6 +53,7 @@ class OpDef:
       the output's spec that is none of the inputs.
     - `elementwise`: output element i depends on input elements i (after broadcasting) only.
     - `alias`: the output may be a view of the first input (and of no other).
+    - `specialise`: for ops that have bodies among their attributes (loops, branches), and None for all others.
     """
 
     name: str
@@ -62,6 +65,7 @@ class OpDef:
     out: bool = False
     elementwise: bool = False
     alias: bool = False
+    specialise: SpecialiseRule | None = None
 
 
 # A dimension nobody knows is costed as a common batch size.
@@ -107,11 +111,12 @@ def define(
     out: bool = False,
     elementwise: bool = False,
     alias: bool = False,
+    specialise: SpecialiseRule | None = None,
 ) -> OpDef:
     """Registers an op. `gradient` has no default: None must be stated. Raises GraphError for a second registration."""
     if name in _REGISTRY:
         raise GraphError(f"op {name!r} is declared twice")
-    made = OpDef(name, infer, gradient, cost, doc, stateful, out, elementwise, alias)
+    made = OpDef(name, infer, gradient, cost, doc, stateful, out, elementwise, alias, specialise)
     _REGISTRY[name] = made
     return made
 

@@ -95,7 +95,8 @@ def _groups(graph: Graph) -> dict[str, _Group]:
 
     order = {name: i for i, name in enumerate(graph.nodes.keys())}
     for node in graph.nodes.values():
-        for tensor in node.inputs:
+        # A loop may use state that lives elsewhere: the ops of its body that do so run there.
+        for tensor in node.inputs if node.definition.specialise is None else ():
             if tensor.spec.resource:
                 join(tensor.node.name, node.name)
         for other in node.colocate:

@@ -21,6 +21,8 @@ class Instruction:
     - `after`: indices of earlier instructions that must be complete (data, control and state order).
     - `key`: names the state and random stream of a stateful op; empty otherwise.
     - `buffer`: index into `Plan.buffers` for the only output of an op declared `out`; -1 for none.
+    - `bodies`: what a loop or branch runs, on this device: plans whose feeds are named by argument number and whose
+      fetches by output number.
     - ops `send` (attrs `key`, `destination`) and `recv` (attrs `key`, `source`) move tensors between devices.
     """
 
@@ -34,6 +36,7 @@ class Instruction:
     key: str = ""
     buffer: int = -1
     where: str = ""
+    bodies: tuple[Plan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

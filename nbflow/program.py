@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from nbflow import numerics
+from nbflow import flow, numerics
 from nbflow import op as ops
 from nbflow.backends.base import Backend, Context
 from nbflow.device import parse_device
@@ -76,22 +76,30 @@ class _Run:
     arrivals: SimpleQueue[Arrival] = field(default_factory=SimpleQueue)
     # From when this program waited for what has not arrived yet; only for traces.
     waiting_since: float = 0.0
+    # The iterations of the loops around a body, outermost first.
+    frame: flow.Frame = ()
 
 
 Runner = Callable[[_Run], None]
 
 
 class Program:
-    """A bound plan. `run` may be called from several threads at once: each run has its own slots and buffers."""
+    """A bound plan. `run` may be called from several threads at once: each run has its own slots and buffers.
 
-    def __init__(self, plan: Plan, backend: Backend, task: str) -> None:
+    `body`: it is what a loop or branch of another program runs, by `open`, `call` and `close`.
+    """
+
+    def __init__(self, plan: Plan, backend: Backend, task: str, *, body: bool = False) -> None:
         self.plan = plan
+        self._body = body
         self.device = plan.device
         self.task = task
         self._backend = backend
         self._wiring = Wiring.of(plan)
         self._recvs = {str(i.attrs["key"]): n for n, i in enumerate(plan.instructions) if i.op == "recv"}
-        self._loose = _loose_slots(plan)
+        self._loose = _loose_slots(plan, body)
+        self._arguments = tuple((int(f.name), f.slot) for f in plan.feeds) if body else ()
+        self._results = tuple(f.slot for f in sorted(plan.fetches, key=lambda f: int(f.name))) if body else ()
         self._runners = tuple(self._bind(i) for i in plan.instructions)
         self._timed = tuple(self._with_time(i, r) for i, r in zip(plan.instructions, self._runners, strict=True))
         self._frees = tuple(i.frees for i in plan.instructions)
@@ -144,6 +152,33 @@ class Program:
         self._frames.append(buffers)
         return fetches
 
+    # --- bodies --------------------------------------------------------------------------------------------------
+
+    def open(self, parent: _Run) -> _Run:
+        """A run of this body within a run of the program that it belongs to; for any number of calls."""
+        try:
+            buffers = self._frames.pop()
+        except IndexError:
+            buffers = self._new_buffers()
+        return _Run([], buffers, parent.token, parent.state, parent.rendezvous, parent.send, parent.events)
+
+    def call(self, run: _Run, values: Sequence[Any], frame: flow.Frame) -> list[Any]:
+        """One run with `values` as arguments, by number. What it gives may share memory with `values`, and is not
+        overwritten by the next call."""
+        slots = run.slots = self._blank.copy()
+        run.frame = frame
+        for number, slot in self._arguments:
+            slots[slot] = values[number]
+        if self._recvs:
+            self._run_machine(run)
+        else:
+            self._run_straight(run)
+        return [slots[slot] for slot in self._results]
+
+    def close(self, run: _Run) -> None:
+        """Gives the memory of a run back."""
+        self._frames.append(run.buffers)
+
     def _new_buffers(self) -> list[Any]:
         # Every spec of a buffer is static: compile gives buffers to no others.
         return [self._backend.empty(tuple(d or 0 for d in b.shape or ()), b.dtype) for b in self.plan.buffers]
@@ -173,7 +208,8 @@ class Program:
 
     def _run_machine(self, run: _Run) -> None:
         machine = StepMachine(self._wiring)
-        run.rendezvous.subscribe(run.token.step_id, self._recvs, run.arrivals)
+        suffix = flow.suffix(run.frame)
+        run.rendezvous.subscribe(run.token.step_id, [key + suffix for key in self._recvs], run.arrivals)
         arrived: dict[int, Any] = {}
         slots, token = run.slots, run.token
         runners = self._runners_for(token)
@@ -229,7 +265,7 @@ class Program:
         key, value = item
         if key == "":
             raise value
-        index = self._recvs[key]
+        index = self._recvs[key.removesuffix(flow.suffix(run.frame))]
         arrived[index] = value
         if run.token.trace:
             now = time.monotonic()
@@ -273,6 +309,9 @@ class Program:
                 run.slots[target] = run.slots[source].copy()
 
             return copy
+        if instruction.bodies:
+            bodies = [Program(b, self._backend, self.task, body=True) for b in instruction.bodies]
+            return flow.bind(instruction, bodies, self._backend)
         function = self._backend.table.get(instruction.op)
         if function is None:
             raise GraphError(f"{self.device} has no implementation of op {instruction.op!r}")
@@ -308,7 +347,7 @@ class Program:
 
         def stateful(run: _Run) -> None:
             slots = run.slots
-            context = Context(key, seed, run.token.number, run.state, run.token.check)
+            context = Context(key, seed, run.token.number, run.state, run.token.check, run.frame)
             values = [slots[i] for i in inputs]
             cell = values[0] if values and isinstance(values[0], Cell) else None
             if cell is None:
@@ -333,7 +372,7 @@ class Program:
 
         def send(run: _Run) -> None:
             value = token_value if source < 0 else np.asarray(self._backend.to_host(run.slots[source]))
-            run.send(run.token.step_id, key, task, value)
+            run.send(run.token.step_id, key + flow.suffix(run.frame), task, value)
 
         return send
 
@@ -341,6 +380,8 @@ class Program:
         """The error as the user should see it: with op, device, worker, cell and line."""
         if isinstance(error, (Cancelled, DeadlineExceeded)):
             error.device, error.worker = error.device or self.device, error.worker or self.task
+            return error
+        if isinstance(error, OpError):  # of an op in a body: it says more than its loop could
             return error
         # A lost peer is the machine's trouble, not the op's: whoever drives the step must see which worker it was.
         if isinstance(error, DataError | WorkerError):
@@ -408,10 +449,11 @@ def _call_one(function: Callable[..., Any], inputs: tuple[int, ...], output: int
     return one
 
 
-def _loose_slots(plan: Plan) -> frozenset[int]:
+def _loose_slots(plan: Plan, body: bool) -> frozenset[int]:
     """Slots whose values may not be in C order: views, what elementwise ops make of them, and results of ops that
     return memory as they please."""
-    loose: set[int] = set()
+    # Arguments of a body are rows of something, or values that never travelled.
+    loose: set[int] = {f.slot for f in plan.feeds} if body else set()
     for ins in plan.instructions:
         if ins.op in ("send", "recv", "copy"):
             continue

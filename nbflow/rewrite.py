@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from nbflow.graph import Graph, Node, Tensor
+from nbflow.op import Attrs, AttrValue
 from nbflow.spec import TensorSpec
 
 # Old (node name, output index) -> tensor in the new graph.
@@ -72,7 +73,7 @@ def copy_nodes(
             node.op,
             inputs,
             after,
-            dict(node.attrs),
+            _renamed(node.attrs, rename),
             specs,
             device=node.device,
             colocate=node.colocate,
@@ -88,6 +89,15 @@ def copy_nodes(
         controls[node.name] = made
         for old, new in zip(node.outputs, made.outputs, strict=True):
             tensors.setdefault((node.name, old.index), new)
+
+
+def _renamed(attrs: Attrs, rename: Callable[[str], str]) -> dict[str, AttrValue]:
+    """`attrs`; whose random streams a node draws from (see `ops/control_gradients.py`) follows that one's new name."""
+    made = dict(attrs)
+    for key in ("origin", "extends"):
+        if made.get(key):
+            made[key] = rename(made[key])
+    return made
 
 
 def copy_graph(graph: Graph) -> tuple[Graph, TensorMap]:

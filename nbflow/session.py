@@ -15,6 +15,7 @@ import numpy as np
 
 from nbflow import parallel
 from nbflow.backends.available import supports
+from nbflow.body import specialise_bodies
 from nbflow.compile import bundles_by_task, check_plan, compile_part
 from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
@@ -22,11 +23,12 @@ from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError, Worke
 from nbflow.events import Emitter, Event
 from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.inprocess import InProcessCluster
-from nbflow.optimize import Pruned, prune
+from nbflow.optimize import Pruned, merge_twins, prune
 from nbflow.partition import check_partition, partition
 from nbflow.placement import HOLDERS, Placed, place
+from nbflow.placement_bodies import place_bodies
 from nbflow.plan import Bundle, new_bundle_id
-from nbflow.rewrite import feed_name
+from nbflow.rewrite import TensorMap, feed_name
 from nbflow.spec import TensorSpec, can_become, format_shape, shape_accepts, spec_of
 from nbflow.structure import Leaf, flatten
 from nbflow.trace import Trace
@@ -229,10 +231,13 @@ class Session:
         pruned = prune(self.graph, leaves, feeds)
         wanted = _mapped(pruned, leaves)
         expanded = parallel.expand(pruned.graph, wanted, available, replica)
+        specialise_bodies(expanded.graph)
+        merged = merge_twins(expanded.graph)
         check_graph(expanded.graph)
         homes = self._homes_of(expanded.graph)
         placement = place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
-        fetched = [None if isinstance(x, Node) else expanded.tensors[(x.node.name, x.index)] for x in wanted]
+        place_bodies(expanded.graph, placement, available, supports)
+        fetched = [None if isinstance(x, Node) else _now(expanded.tensors[(x.node.name, x.index)], merged) for x in wanted]
         values = frozenset((t.node.name, t.index) for t in fetched if t is not None)
         parts = partition(expanded.graph, placement, values)
         check_partition(parts, expanded.graph, placement)
@@ -277,7 +282,9 @@ class Session:
             pruned = prune(self.graph, leaves, feeds)
             expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), [i.spec for i in infos])
             homes = self._homes_of(expanded.graph)
-            return expanded.graph, place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
+            placed = place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
+            place_bodies(expanded.graph, placed, [i.spec for i in infos], supports)
+            return expanded.graph, placed
 
     def _homes_of(self, graph: Graph) -> dict[str, DeviceSpec]:
         keys = {n.name: _state_key(graph, n.name) for n in graph.nodes.values() if n.op in HOLDERS}
@@ -429,6 +436,10 @@ def _tensor(key: Any) -> Tensor:
         raise GraphError(f"cannot feed {key!r}: the keys of feeds are tensors")
     tensor: Tensor = convert()
     return tensor
+
+
+def _now(tensor: Tensor, merged: TensorMap) -> Tensor:
+    return merged.get((tensor.node.name, tensor.index), tensor)
 
 
 def _mapped(pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from nbflow.body import lift, outside_bodies
 from nbflow.errors import DTypeError, GraphError, ShapeError
-from nbflow.graph import Graph, Node, Tensor, ancestors, as_node, get_graph
+from nbflow.graph import Graph, Node, Tensor, ancestors, as_node, get_graph, graph_for
 from nbflow.operators import Operators
 from nbflow.ops import astype
 from nbflow.ops._build import ArrayLike, as_tensor, convert
@@ -44,9 +45,13 @@ class Variable(Operators):
         trainable: bool = True,
         dtype: DTypeLike = None,
     ) -> None:
-        graph = _graph_of(initial)
-        value = _initial_value(initial, dtype)
-        shape = checked_shape(value.shape, f"the initial value of variable {name or '(unnamed)'}")
+        what = f"the initial value of variable {name or '(unnamed)'}"
+        # Made while a body is traced, it lives outside: there is one, however often the body runs.
+        with outside_bodies(_graph_of(initial)) as graph, graph.as_default():
+            self._make(graph, lift(_initial_value(initial, dtype), what), what, name, trainable)
+
+    def _make(self, graph: Graph, value: Tensor, what: str, name: str | None, trainable: bool) -> None:
+        shape = checked_shape(value.shape, what)
         # A variable and its read belong to no step: dependencies around this line are not theirs.
         with graph.control_dependencies(None):
             node = graph.add("variable", (), variable_attrs(shape, value.dtype, trainable), name=name)
@@ -173,7 +178,7 @@ class Variable(Operators):
     def _scatter(self, how: str, indices: ArrayLike, values: ArrayLike, name: str | None) -> Node:
         if not self.shape:
             raise ShapeError(f"variable {self.name!r} is a scalar and has no rows; use assign")
-        graph = self.graph
+        graph = graph_for([self.handle])
         with graph.as_default(), graph.colocate_with(self._node):
             places = convert(indices)
             slices = IndexedSlices(self._value(values), places, self._read)
@@ -189,8 +194,9 @@ class Variable(Operators):
         return self._op(op, (self.handle, self._value(value)), {"shape": self.shape}, name)
 
     def _op(self, op: str, inputs: tuple[Tensor, ...], attrs: dict[str, Any], name: str | None) -> Tensor:
-        with self.graph.colocate_with(self._node):
-            return self.graph.add(op, inputs, {"variable": self.name, **attrs}, name=name).outputs[0]
+        graph = graph_for(inputs)
+        with graph.colocate_with(self._node):
+            return graph.add(op, inputs, {"variable": self.name, **attrs}, name=name).outputs[0]
 
 
 def variables_of(*targets: Tensor | Node | Variable) -> list[Variable]:
@@ -214,7 +220,7 @@ def trainable_variables(graph: Graph | None = None) -> list[Variable]:
 
 def _graph_of(initial: ArrayLike) -> Graph:
     tensor = as_tensor(initial)
-    return get_graph() if tensor is None else tensor.graph
+    return get_graph() if tensor is None else graph_for([tensor])
 
 
 def _initial_value(initial: ArrayLike, dtype: DTypeLike) -> Tensor:

@@ -51,7 +51,7 @@ def _specs(graph: Graph, node: Node) -> str:
 
 def _resources(graph: Graph, node: Node) -> str:
     for tensor in node.inputs:
-        if tensor.spec.resource and not node.definition.stateful:
+        if tensor.spec.resource and not node.definition.stateful and node.definition.specialise is None:
             return f"it reads the state handle {tensor.name}, but is not stateful"
     return ""
 

@@ -149,6 +149,9 @@ def blobs_of(envelope: pb.Envelope) -> Iterator[tuple[str, int]]:
 def _tensors_of(plan: pb.Plan) -> Iterator[pb.Tensor]:
     for constant in plan.constants:
         yield constant.value
+    for instruction in plan.instructions:
+        for body in instruction.bodies:
+            yield from _tensors_of(body)
     todo = [attr for instruction in plan.instructions for attr in instruction.attrs.values()]
     while todo:
         attr = todo.pop()
@@ -187,6 +190,8 @@ def _encode_plan(plan: Plan, message: pb.Plan, put: Put | None) -> None:
             where=item.where,
         )
         codec.encode_attrs(item.attrs, made.attrs, put)
+        for body in item.bodies:
+            _encode_plan(body, made.bodies.add(), put)
     for constant in plan.constants:
         codec.encode_array(constant.value, put, to=message.constants.add(slot=constant.slot).value)
     for feed in plan.feeds:
@@ -212,7 +217,7 @@ def _decode_plan(message: pb.Plan, get: Get | None, knows: Callable[[str], bool]
         raise Rejected(f"a plan needs a full device and at most {MAX_SLOTS} slots, got {message.device!r}")
     plan = Plan(
         message.device,
-        tuple(_decode_instruction(item, get) for item in message.instructions),
+        tuple(_decode_instruction(item, get, knows) for item in message.instructions),
         message.slots,
         tuple(Constant(c.slot, codec.decode_array(c.value, get)) for c in message.constants),
         tuple(Feed(f.name, f.slot, codec.decode_spec(f.spec)) for f in message.feeds),
@@ -224,7 +229,7 @@ def _decode_plan(message: pb.Plan, get: Get | None, knows: Callable[[str], bool]
     return plan
 
 
-def _decode_instruction(item: pb.Instruction, get: Get | None) -> Instruction:
+def _decode_instruction(item: pb.Instruction, get: Get | None, knows: Callable[[str], bool] | None) -> Instruction:
     return Instruction(
         item.node,
         item.op,
@@ -236,6 +241,7 @@ def _decode_instruction(item: pb.Instruction, get: Get | None) -> Instruction:
         item.key,
         item.buffer,
         item.where,
+        tuple(_decode_plan(body, get, knows) for body in item.bodies),
     )
 
 

@@ -482,6 +482,9 @@ row("matmul", lambda x, y: nf.tensordot(x, y, axes=0), [f(2), f(3)], lambda x, y
 
 # Ops that no backend computes, and why.
 NOT_COMPUTED = {
+    "argument": "given by the op that runs the body",
+    "cond": "run by programs (nbflow/flow.py); see test_control_flow.py",
+    "loop": "run by programs (nbflow/flow.py); see test_control_flow.py",
     "placeholder": "always fed",
     "send": "the executor moves the tensor",
     "recv": "the executor waits for the tensor",

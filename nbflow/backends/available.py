@@ -10,6 +10,8 @@ from nbflow.backends.numpy import NumpyBackend
 
 # Handled by the plan itself: their values are there before the first instruction runs.
 BUILT_IN = ("constant", "placeholder")
+# Run by programs on every backend (nbflow/flow.py).
+CONTROL_FLOW = ("cond", "loop")
 
 
 @lru_cache(maxsize=1)
@@ -30,4 +32,4 @@ def _table(device_type: str) -> frozenset[str]:
 
 def supports(op: str, device_type: str) -> bool:
     """True when devices of that type can run `op`."""
-    return op in BUILT_IN or op in _table(device_type)
+    return op in BUILT_IN or op in CONTROL_FLOW or op in _table(device_type)

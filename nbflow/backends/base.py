@@ -25,7 +25,7 @@ class Context:
     """What a stateful implementation may use.
 
     `key` names its state and its random stream; `step` is the number of the step (random ops draw with seed, key and
-    step); `check` raises Cancelled or DeadlineExceeded when the step should end, and long implementations call it.
+    step and `frame`, the iterations of the loops around it); `check` raises Cancelled or DeadlineExceeded when the step should end, and long implementations call it.
     """
 
     key: str
@@ -33,12 +33,14 @@ class Context:
     step: int
     state: StateStore
     check: Callable[[], None]
+    frame: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """The key without its generation: what random streams are keyed by, so that running a cell again draws the
-        same numbers as a fresh start does."""
-        return self.key.rsplit(":", 1)[0]
+        same numbers as a fresh start does. In a loop it ends with the numbers of the iterations, outermost first."""
+        name = self.key.rsplit(":", 1)[0]
+        return f"{name}@{'.'.join(map(str, self.frame))}" if self.frame else name
 
 
 class Backend(Protocol):

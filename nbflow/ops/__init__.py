@@ -6,6 +6,7 @@ Importing this package registers every op.
 from __future__ import annotations
 
 from nbflow.operators import TENSOR_METHODS
+from nbflow.ops import control_flow as control_flow
 from nbflow.ops import conv as conv
 from nbflow.ops import data as data
 from nbflow.ops import decompositions as decompositions
@@ -141,6 +142,12 @@ from nbflow.ops.linalg import (
     tensordot,
     vecdot,
 )
+from nbflow.ops.loops import (
+    cond,
+    map,
+    scan,
+    while_loop,
+)
 from nbflow.ops.manipulation import (
     expand_dims,
     flip,
@@ -263,6 +270,7 @@ __all__ = [
     "ceil",
     "clip",
     "concat",
+    "cond",
     "conj",
     "constant",
     "copysign",
@@ -316,6 +324,7 @@ __all__ = [
     "logical_or",
     "logical_xor",
     "logsumexp",
+    "map",
     "matmul",
     "matrix_transpose",
     "max",
@@ -349,6 +358,7 @@ __all__ = [
     "roll",
     "round",
     "rsqrt",
+    "scan",
     "scatter_add",
     "searchsorted",
     "shape_of",
@@ -384,6 +394,7 @@ __all__ = [
     "vecdot",
     "weighted_sum",
     "where",
+    "while_loop",
     "zeros",
     "zeros_like",
 ]

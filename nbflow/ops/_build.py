@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nbflow.errors import DTypeError, GraphError, ShapeError
-from nbflow.graph import Graph, Node, Tensor, get_graph
+from nbflow.graph import Graph, Node, Tensor, graph_for
 from nbflow.op import Attrs, ShapeRule
 from nbflow.spec import DTypeLike, Shape, TensorSpec, as_dtype, broadcast_shapes, format_shape, kind_of, result_dtype
 
@@ -61,7 +61,7 @@ def convert(value: ArrayLike, dtype: DTypeLike = None, like: Tensor | None = Non
         return found
     if dtype is None and like is not None and is_scalar(value):
         dtype = _weak_dtype(value, like)
-    graph = None if like is None else like.graph
+    graph = None if like is None else graph_for([like])
     if isinstance(value, (list, tuple)) and any(as_tensor(leaf) is not None for leaf in _leaves(value)):
         parts = [convert(item, dtype) for item in value]
         return build("stack", parts, {"axis": 0})
@@ -145,7 +145,7 @@ def build_node(
 ) -> Node:
     """One node, in the graph of its inputs (or `graph`, or the current one)."""
     if graph is None:
-        graph = inputs[0].graph if inputs else get_graph()
+        graph = graph_for(inputs)
     return graph.add(op, inputs, attrs, name=name, control_inputs=control_inputs)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from nbflow import op
 from nbflow.errors import DTypeError, ShapeError
-from nbflow.graph import Node, Tensor, ToTensor, as_node
+from nbflow.graph import Node, Tensor, ToTensor, as_node, graph_for
 from nbflow.op import Attrs
 from nbflow.ops._build import (
     DEFAULT_FLOAT,
@@ -123,7 +123,7 @@ def stop_gradient(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
 def group(*ops: Node | Tensor | ToTensor, name: str | None = None) -> Node:
     """An op that is done when all of `ops` (ops, tensors or variables) are."""
     nodes = [as_node(o) for o in ops]
-    return build_node("group", (), name=name, control_inputs=nodes, graph=nodes[0].graph if nodes else None)
+    return build_node("group", (), name=name, control_inputs=nodes, graph=graph_for(nodes))
 
 
 # --- filled tensors --------------------------------------------------------------------------------------------------
@@ -175,10 +175,10 @@ def full_like(x: ArrayLike, /, fill_value: Any, *, dtype: DTypeLike = None, name
     value = constant_value(fill_value, tensor.dtype if dtype is None else dtype)
     attr, extra = shape_like(tensor)
     if kind_of(value.dtype) == "c":
-        scalar = build("constant", (), {"value": value}, graph=tensor.graph)
+        scalar = build("constant", (), {"value": value}, graph=graph_for([tensor]))
         return build("broadcast_to", (scalar, *extra), {"shape": attr}, name=name)
     attrs = {"value": value.item(), "dtype": value.dtype, "shape": attr}
-    return build("full", extra, attrs, name=name, graph=tensor.graph)
+    return build("full", extra, attrs, name=name, graph=graph_for([tensor]))
 
 
 def zeros_like(x: ArrayLike, /, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from nbflow import op
 from nbflow.errors import DTypeError, GraphError, ShapeError
-from nbflow.graph import Node, Tensor
+from nbflow.graph import Node, Tensor, graph_for
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import ArrayLike, as_tensor, build, convert, require_kind, unary
 from nbflow.ops.creation import identity, ones_like
@@ -36,7 +36,7 @@ _TRANSCENDENTAL = 10.0
 @contextmanager
 def op_scope(name: str | None, default: str, like: Tensor) -> Iterator[None]:
     """Names made inside start with the user's `name`, or with `default`, numbered."""
-    graph = like.graph
+    graph = graph_for([like])
     with graph.as_default(), graph.absolute_scope(graph.scoped(name) if name else graph.unique(default)):
         yield
 

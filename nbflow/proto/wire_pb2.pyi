@@ -43,7 +43,7 @@ class TensorSpec(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., known_rank: _Optional[bool] = ..., shape: _Optional[_Iterable[int]] = ..., resource: _Optional[bool] = ...) -> None: ...
 
 class Attr(_message.Message):
-    __slots__ = ("none", "boolean", "integer", "big", "real", "text", "dtype", "array", "items")
+    __slots__ = ("none", "boolean", "integer", "big", "real", "text", "dtype", "array", "items", "body")
     NONE_FIELD_NUMBER: _ClassVar[int]
     BOOLEAN_FIELD_NUMBER: _ClassVar[int]
     INTEGER_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class Attr(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     ARRAY_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
     none: bool
     boolean: bool
     integer: int
@@ -62,7 +63,8 @@ class Attr(_message.Message):
     dtype: str
     array: Tensor
     items: AttrList
-    def __init__(self, none: _Optional[bool] = ..., boolean: _Optional[bool] = ..., integer: _Optional[int] = ..., big: _Optional[str] = ..., real: _Optional[float] = ..., text: _Optional[str] = ..., dtype: _Optional[str] = ..., array: _Optional[_Union[Tensor, _Mapping]] = ..., items: _Optional[_Union[AttrList, _Mapping]] = ...) -> None: ...
+    body: BodyDef
+    def __init__(self, none: _Optional[bool] = ..., boolean: _Optional[bool] = ..., integer: _Optional[int] = ..., big: _Optional[str] = ..., real: _Optional[float] = ..., text: _Optional[str] = ..., dtype: _Optional[str] = ..., array: _Optional[_Union[Tensor, _Mapping]] = ..., items: _Optional[_Union[AttrList, _Mapping]] = ..., body: _Optional[_Union[BodyDef, _Mapping]] = ...) -> None: ...
 
 class AttrList(_message.Message):
     __slots__ = ("items",)
@@ -105,6 +107,16 @@ class NodeDef(_message.Message):
     auto_named: bool
     def __init__(self, name: _Optional[str] = ..., op: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., control_inputs: _Optional[_Iterable[str]] = ..., attrs: _Optional[_Mapping[str, Attr]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., device: _Optional[str] = ..., colocate: _Optional[_Iterable[str]] = ..., owner_id: _Optional[str] = ..., owner_label: _Optional[str] = ..., line: _Optional[int] = ..., auto_named: _Optional[bool] = ...) -> None: ...
 
+class BodyDef(_message.Message):
+    __slots__ = ("nodes", "arguments", "outputs")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeDef]
+    arguments: _containers.RepeatedScalarFieldContainer[str]
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[NodeDef, _Mapping]]] = ..., arguments: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class GraphDef(_message.Message):
     __slots__ = ("version", "seed", "nodes", "generations")
     class GenerationsEntry(_message.Message):
@@ -125,7 +137,7 @@ class GraphDef(_message.Message):
     def __init__(self, version: _Optional[int] = ..., seed: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeDef, _Mapping]]] = ..., generations: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Instruction(_message.Message):
-    __slots__ = ("node", "op", "inputs", "outputs", "attrs", "after", "frees", "key", "buffer", "where")
+    __slots__ = ("node", "op", "inputs", "outputs", "attrs", "after", "frees", "key", "buffer", "where", "bodies")
     class AttrsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +155,7 @@ class Instruction(_message.Message):
     KEY_FIELD_NUMBER: _ClassVar[int]
     BUFFER_FIELD_NUMBER: _ClassVar[int]
     WHERE_FIELD_NUMBER: _ClassVar[int]
+    BODIES_FIELD_NUMBER: _ClassVar[int]
     node: str
     op: str
     inputs: _containers.RepeatedScalarFieldContainer[int]
@@ -153,7 +166,8 @@ class Instruction(_message.Message):
     key: str
     buffer: int
     where: str
-    def __init__(self, node: _Optional[str] = ..., op: _Optional[str] = ..., inputs: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[int]] = ..., attrs: _Optional[_Mapping[str, Attr]] = ..., after: _Optional[_Iterable[int]] = ..., frees: _Optional[_Iterable[int]] = ..., key: _Optional[str] = ..., buffer: _Optional[int] = ..., where: _Optional[str] = ...) -> None: ...
+    bodies: _containers.RepeatedCompositeFieldContainer[Plan]
+    def __init__(self, node: _Optional[str] = ..., op: _Optional[str] = ..., inputs: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[int]] = ..., attrs: _Optional[_Mapping[str, Attr]] = ..., after: _Optional[_Iterable[int]] = ..., frees: _Optional[_Iterable[int]] = ..., key: _Optional[str] = ..., buffer: _Optional[int] = ..., where: _Optional[str] = ..., bodies: _Optional[_Iterable[_Union[Plan, _Mapping]]] = ...) -> None: ...
 
 class Constant(_message.Message):
     __slots__ = ("slot", "value")

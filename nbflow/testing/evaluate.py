@@ -13,6 +13,7 @@ import numpy as np
 from nbflow.autodiff import Key
 from nbflow.backends.base import Backend, Context
 from nbflow.backends.numpy import NumpyBackend
+from nbflow.body import ARGUMENT, Body, bodies_of
 from nbflow.errors import GraphError, OpError, ShapeError
 from nbflow.graph import Node, Tensor, ToTensor, ancestors, as_node
 from nbflow.ops._build import as_tensor
@@ -72,6 +73,17 @@ class Evaluator:
         if node.op == "placeholder":
             raise GraphError(f"the placeholder {node.name} is not fed", where=node.where)
         inputs = [values[t.node.name, t.index] for t in node.inputs]
+        outputs = self._outputs(node, inputs, step, "", ())
+        for tensor, value in zip(node.outputs, outputs, strict=True):
+            values.setdefault((node.name, tensor.index), value)
+        if self._observe is not None:
+            self._observe(node, inputs, outputs)
+
+    def _outputs(self, node: Node, inputs: list[Any], step: int, stream: str, frame: tuple[int, ...]) -> list[Any]:
+        """What `node` gives; `stream` and `frame` say in which body it stands, and in which iterations."""
+        if bodies_of(node):
+            inside = f"{stream}{node.attrs['origin'] or node.name}/"
+            return (self._cond if node.op == "cond" else self._loop)(node, inputs, step, inside, frame)
         try:
             implementation = self.backend.table[node.op]
         except KeyError:
@@ -79,7 +91,7 @@ class Evaluator:
                 f"the backend {self.backend.type} does not implement {node.op}", where=node.where
             ) from None
         first = (
-            [Context(_state_key(node), node.graph.seed, step, self.state, lambda: None)]
+            [Context(stream + _state_key(node), node.graph.seed, step, self.state, lambda: None, frame)]
             if node.definition.stateful
             else []
         )
@@ -87,11 +99,50 @@ class Evaluator:
             result = implementation(*first, *inputs, **node.attrs)
         except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
             raise OpError(f"{node.op} {node.name!r} failed: {error}", where=node.where, op=node.name) from error
-        outputs = [result] if len(node.outputs) == 1 else list(result or ())
-        for tensor, value in zip(node.outputs, outputs, strict=True):
-            values.setdefault((node.name, tensor.index), value)
-        if self._observe is not None:
-            self._observe(node, inputs, outputs)
+        if node.op == "read_variable":
+            result = np.array(result)  # updates in this step change the variable in place
+        return [result] if len(node.outputs) == 1 else list(result or ())
+
+    def _cond(self, node: Node, inputs: list[Any], step: int, stream: str, frame: tuple[int, ...]) -> list[Any]:
+        body = node.attrs["then" if bool(inputs[0]) else "otherwise"]
+        return self._body(body, inputs[1:], step, stream, frame)
+
+    def _loop(self, node: Node, inputs: list[Any], step: int, stream: str, frame: tuple[int, ...]) -> list[Any]:
+        attrs = node.attrs
+        limit = int(inputs.pop(0)) if attrs["limited"] else None
+        n, m = attrs["carried"], attrs["scanned"]
+        carried, rows, captured = inputs[:n], inputs[n : n + m], inputs[n + m :]
+        ends = [len(r) for r in rows] + ([] if limit is None else [limit])
+        stacks: list[list[Any]] = [[] for _ in attrs["body"].outputs[n:]]
+        count = 0
+        while not ends or count < min(ends):
+            inside = (*frame, count)
+            test = attrs["condition"]
+            if test is not None and not self._body(test, [*carried, *captured], step, stream, inside)[0]:
+                break
+            row = min(ends) - 1 - count if attrs["reverse"] and ends else count
+            given = self._body(attrs["body"], [*carried, *[r[row] for r in rows], *captured], step, stream, inside)
+            # Copied: a later iteration may update in place what this one gave.
+            carried = [np.array(v) for v in given[:n]]
+            for stack, value in zip(stacks, given[n:], strict=True):
+                stack.append(np.array(value))
+            count += 1
+        whole = [
+            np.stack(s[::-1] if attrs["reverse"] else s)
+            if s
+            else np.empty([0, *(d or 0 for d in (t.shape or (0,))[1:])], t.dtype)
+            for s, t in zip(stacks, node.outputs[n + 1 :], strict=True)
+        ]
+        return [*carried, np.int64(count), *whole]
+
+    def _body(self, body: Body, arguments: list[Any], step: int, stream: str, frame: tuple[int, ...]) -> list[Any]:
+        values: dict[Key, Any] = {(a.node.name, 0): v for a, v in zip(body.arguments, arguments, strict=True)}
+        for node in body.graph.nodes.values():
+            if node.op != ARGUMENT:
+                inputs = [values[t.node.name, t.index] for t in node.inputs]
+                given = self._outputs(node, inputs, step, stream, frame)
+                values.update(((node.name, i), v) for i, v in enumerate(given))
+        return [values[t.node.name, t.index] for t in body.outputs]
 
     def _fetched(self, leaf: Any, values: Mapping[Key, Any]) -> Any:
         if isinstance(leaf, Node):

@@ -35,7 +35,7 @@ def stream_key(seed: int, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
 def words(ctx: Context, count: int, attempt: int = 0) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """`count` random 64-bit words of this op in this step."""
     # A key is a name and a generation, which grows when a cell runs again; the same cell must draw the same then.
-    name = ctx.key.rsplit(":", 1)[0]
+    name = ctx.name
     counter = np.array([0, attempt, ctx.step, 0], np.uint64)
     made: np.ndarray[Any, np.dtype[np.uint64]] = np.random.Philox(
         key=stream_key(ctx.seed, name), counter=counter
