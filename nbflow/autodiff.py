@@ -357,6 +357,4 @@ class _Made:
 
 
 # The rules of loops and branches differentiate bodies, and build others.
-SWEEP.update(
-    gradients=gradients, zeros_like=zeros_like, add=add, cond=cond, build_loop=build_loop, get_graph=get_graph
-)
+SWEEP.update(gradients=gradients, zeros_like=zeros_like, add=add, cond=cond, build_loop=build_loop, get_graph=get_graph)

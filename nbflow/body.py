@@ -176,9 +176,9 @@ class Trace:
     def _prune(self, outputs: Sequence[Tensor]) -> None:
         """Takes out what no output needs; what writes state stays, since the function was asked to do that."""
         nodes = self.graph.nodes
-        writers = [n for n in nodes if _writes(n)]
+        writers = [n for n in nodes.values() if _writes(n)]
         needed = {id(n) for n in ancestors([*(t.node for t in outputs), *writers])}
-        for node in list(nodes):
+        for node in list(nodes.values()):
             if node.op != ARGUMENT and id(node) not in needed:
                 del nodes[node.name]
 
@@ -343,4 +343,3 @@ def describe_change(name: str, before: TensorSpec, after: TensorSpec) -> str:
         f"{name} enters as {before.dtype} {format_shape(before.shape)} "
         f"and leaves as {after.dtype} {format_shape(after.shape)}"
     )
-

@@ -6,6 +6,7 @@ the step sees it. It goes back when the last reader, of the value or of a view o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -157,7 +158,11 @@ class _Compiler:
         remote = item.kind == "remote"
         # What comes out is copied where it could share memory with what went in: it is a value of its own.
         outputs = [] if remote else [self.new_slot((node.name, t.index), t.spec) for t in node.outputs]
-        attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Body) and k not in ("origin", "extends", "invariants")}
+        attrs = {
+            k: v
+            for k, v in node.attrs.items()
+            if not isinstance(v, Body) and k not in ("origin", "extends", "invariants")
+        }
         keys = [k for k in bodies_of(node) if k in ("condition", "body", "then", "otherwise")]
         attrs.update(
             given=item.given,
@@ -297,9 +302,8 @@ def _stacked(node: Node) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
 def check_plan(plan: Plan) -> None:
     """Raises GraphError unless every slot is written once, before it is read and freed; buffers do not overlap."""
     _check_buffers(plan)
-    for instruction in plan.instructions:
-        for body in instruction.bodies:
-            check_plan(body)
+    for body in itertools.chain.from_iterable(i.bodies for i in plan.instructions):
+        check_plan(body)
     written = {c.slot for c in plan.constants} | {f.slot for f in plan.feeds}
     freed: dict[int, int] = {}
     for index, ins in enumerate(plan.instructions):

@@ -8,7 +8,7 @@ remotes before each iteration whether there is one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ def bind(instruction: Instruction, bodies: Sequence[Callee], backend: Backend) -
     if instruction.op == "cond":
         then, otherwise = bodies
         return (_RemoteCond if attrs["home"] else _Cond)(instruction, then, otherwise).run
-    test, body = bodies if attrs["tested"] else (None, *bodies)
+    test, body = (bodies[0] if attrs["tested"] else None), bodies[-1]
     return (_RemoteLoop(instruction, test, body) if attrs["home"] else _Loop(instruction, test, body, backend)).run
 
 
@@ -291,8 +291,3 @@ class _RemoteLoop(_Remote):
         self.body.close(inner)
         if self.test is not None:
             self.test.close(tester)
-
-
-def is_control(attrs: Mapping[str, Any]) -> bool:
-    """Whether the attributes of an instruction are those of a loop or branch, as `compile` makes them."""
-    return {"given", "home", "remotes", "key", "inputs"} <= set(attrs)

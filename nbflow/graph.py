@@ -238,7 +238,7 @@ class Graph:
         # Cell id -> the nodes of other cells whose op, attributes and edges its own ops were derived from (`read`).
         self.reads: dict[str, dict[str, Node]] = {}
         self.pending_reads: dict[str, Node] = {}
-        # The graph in which this one is the body of a loop or branch, and what stands here for a tensor of it (body.py).
+        # The graph in which this is the body of a loop or branch, and what stands here for a tensor of it (body.py).
         self.outer: Graph | None = None
         self.capture: Callable[[Tensor], Tensor] | None = None
         self.awaited: dict[str, Node] = {}  # nodes of the outer graph that nodes here run after

@@ -237,7 +237,9 @@ class Session:
         homes = self._homes_of(expanded.graph)
         placement = place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
         place_bodies(expanded.graph, placement, available, supports)
-        fetched = [None if isinstance(x, Node) else _now(expanded.tensors[(x.node.name, x.index)], merged) for x in wanted]
+        fetched = [
+            None if isinstance(x, Node) else _now(expanded.tensors[(x.node.name, x.index)], merged) for x in wanted
+        ]
         values = frozenset((t.node.name, t.index) for t in fetched if t is not None)
         parts = partition(expanded.graph, placement, values)
         check_partition(parts, expanded.graph, placement)

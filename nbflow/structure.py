@@ -11,9 +11,7 @@ from nbflow.graph import Node, Tensor
 Leaf = Tensor | Node
 
 
-def flatten(
-    fetches: Any, leaf: Callable[[Any], Leaf] | None = None
-) -> tuple[list[Leaf], Callable[[list[Any]], Any]]:
+def flatten(fetches: Any, leaf: Callable[[Any], Leaf] | None = None) -> tuple[list[Leaf], Callable[[list[Any]], Any]]:
     """The leaves, in order, and the function that puts values where they were.
 
     Lists, tuples (named ones too) and dicts nest; leaves are tensors, variables and nodes (whose value is None), and

@@ -30,6 +30,8 @@ _MAGIC = int.from_bytes(b"nbfl", "little")
 
 # Instructions that plans hold beside registered ops: partition puts them there.
 PLAN_OPS = frozenset({"send", "recv"})
+# Those that have bodies, and no others do.
+BODY_OPS = frozenset({"cond", "loop"})
 # A plan of this size would be hours of Python; larger is damage or an attack.
 MAX_SLOTS = 16_000_000
 
@@ -263,9 +265,47 @@ def _check_plan(plan: Plan, knows: Callable[[str], bool] | None) -> None:
             raise Rejected(f"the plan uses op {item.op!r} ({item.node!r}), which this worker does not have")
         if item.op in PLAN_OPS and not _is_transfer(item):
             raise Rejected(f"instruction {item.node!r} moves a tensor, but does not say which, and where to or from")
+        if bool(item.bodies) != (item.op in BODY_OPS) or (item.bodies and not _is_control(item)):
+            raise Rejected(
+                f"instruction {item.node!r} ({item.op}) does not say what its bodies are given, and how often"
+            )
     slots([c.slot for c in plan.constants], "a constant")
     slots([f.slot for f in plan.feeds], "a feed")
     slots([f.slot for f in plan.fetches], "a fetch")
+
+
+def _is_control(item: Instruction) -> bool:
+    attrs = item.attrs
+    positions, inputs, home = attrs.get("given"), attrs.get("inputs"), attrs.get("home")
+    if not isinstance(inputs, int) or not isinstance(positions, tuple) or not isinstance(home, str):
+        return False
+    if len(positions) != len(item.inputs) or not all(isinstance(p, int) and 0 <= p < inputs for p in positions):
+        return False
+    leading = 1 if item.op == "cond" or attrs.get("limited") is True else 0
+    names = [f.name for b in item.bodies for f in b.feeds]
+    if not all(n.isdecimal() and int(n) < inputs - leading for n in names):
+        return False
+    if item.op == "cond":
+        sized = home or all(_outputs(b) == len(item.outputs) for b in item.bodies)
+        return bool(len(item.bodies) == 2 and sized)
+    tested = attrs.get("tested") is True
+    carried, scanned, rows = attrs.get("carried"), attrs.get("scanned"), attrs.get("stacked")
+    if not isinstance(carried, int) or not isinstance(scanned, int) or not isinstance(rows, tuple):
+        return False
+    if len(item.bodies) != 1 + tested or min(carried, scanned) < 0 or carried + scanned > inputs - leading:
+        return False
+    if home:
+        return True
+    if tested and _outputs(item.bodies[0]) != 1:
+        return False
+    ends = tested or scanned > 0 or leading == 1
+    return ends and _outputs(item.bodies[-1]) == carried + len(rows) == len(item.outputs) - 1
+
+
+def _outputs(plan: Plan) -> int:
+    """How many outputs a body has; -1 when they are not numbered from 0 on."""
+    names = sorted(int(f.name) if f.name.isdecimal() else -1 for f in plan.fetches)
+    return len(names) if names == list(range(len(names))) else -1
 
 
 def _is_transfer(item: Instruction) -> bool:

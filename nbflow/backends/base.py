@@ -25,7 +25,8 @@ class Context:
     """What a stateful implementation may use.
 
     `key` names its state and its random stream; `step` is the number of the step (random ops draw with seed, key and
-    step and `frame`, the iterations of the loops around it); `check` raises Cancelled or DeadlineExceeded when the step should end, and long implementations call it.
+    step) and `frame` the iterations of the loops around it; `check` raises Cancelled or DeadlineExceeded when the step
+    should end, and long implementations call it.
     """
 
     key: str

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
 from nbflow import op
 from nbflow.body import ARGUMENT, Body, infer, joined, narrowed, specialise
 from nbflow.errors import DTypeError, ShapeError
@@ -75,9 +74,9 @@ op.define(
     infer=_cond_infer,
     gradient=cond_gradient,
     cost=_cond_cost,
-    doc="(condition, arguments…) → outputs of the body `then` or of `otherwise`, both of which take the arguments. Only "
-    "one of them runs. attrs: then, otherwise, origin (whose random streams it draws from; empty: its own), extends "
-    "(the node that it is a twin of).",
+    doc="(condition, arguments…) → outputs of the body `then` or of `otherwise`, both of which take the arguments. "
+    "Only one of them runs. attrs: then, otherwise, origin (whose random streams it draws from; empty: its own), "
+    "extends (the node that it is a twin of).",
     specialise=_cond_specialise,
 )
 
@@ -184,12 +183,11 @@ op.define(
     infer=_loop_infer,
     gradient=loop_gradient,
     cost=_loop_cost,
-    doc="([limit], carried…, scanned…, captured…) → carried…, iterations, stacked…. The body takes the carried values, a "
-    "row of each scanned input and the captured ones, and gives the carried values and a row of each stacked output. It "
-    "runs once a row, up to `limit` times, or while the body `condition` holds. attrs: body, condition (or None), "
+    doc="([limit], carried…, scanned…, captured…) → carried…, iterations, stacked…. The body takes the carried values, "
+    "a row of each scanned input and the captured ones, and gives the carried values and a row of each stacked output. "
+    "It runs once a row, up to `limit` times, or while the body `condition` holds. attrs: body, condition (or None), "
     "carried, scanned (numbers of inputs), limited, reverse (rows from the last to the first), invariants (a shape or "
     "None for each carried value), origin (whose random streams it draws from; empty: its own), extends (the node that "
     "it is a twin of).",
     specialise=_loop_specialise,
 )
-

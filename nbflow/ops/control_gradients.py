@@ -289,4 +289,3 @@ def _with_outputs(node: Node, swept: Mapping[str, _Swept], kept: Mapping[str, Se
 def _nothing(graph: Graph, spec: TensorSpec) -> Tensor:
     value = np.zeros((0,) * len(spec.shape or ()), spec.dtype)
     return graph.add("constant", (), {"value": value}, name=None).outputs[0]
-

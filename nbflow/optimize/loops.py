@@ -58,6 +58,4 @@ def _merged(body: Body) -> Body:
         return body
     made = rebuild(body)
     found = merge_twins(made.graph)
-    return Body(
-        made.graph, made.arguments, tuple(found.get((t.node.name, t.index), t) for t in made.outputs)
-    )
+    return Body(made.graph, made.arguments, tuple(found.get((t.node.name, t.index), t) for t in made.outputs))

@@ -70,7 +70,7 @@ def test_branches_that_do_not_fit_say_so() -> None:
     x = nf.placeholder("float64", (3,), name="x")
     with pytest.raises(GraphError, match="different nestings"):
         nf.cond(x[0] > 0, lambda: (x, x), lambda: x)
-    with pytest.raises(DTypeError, match="float64.*int64"):
+    with pytest.raises(DTypeError, match=r"float64.*int64"):
         nf.cond(x[0] > 0, lambda: x[0], lambda: nf.constant(1))
     with pytest.raises(DTypeError, match="one boolean"):
         nf.cond(x > 0, lambda: x, lambda: x)
@@ -418,7 +418,9 @@ def test_training_through_a_scan_lowers_the_loss(graph: Graph) -> None:
 
 def _model() -> Any:
     x = nf.placeholder("float64", (3,), name="x")
-    return nf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, nf.cond(nf.sum(y) > 0, lambda: y * x, lambda: y)), (0, x))[1]
+    return nf.while_loop(
+        lambda i, y: i < 3, lambda i, y: (i + 1, nf.cond(nf.sum(y) > 0, lambda: y * x, lambda: y)), (0, x)
+    )[1]
 
 
 def test_round_trip_and_digest(graph: Graph, run: Any) -> None:
@@ -431,7 +433,9 @@ def test_round_trip_and_digest(graph: Graph, run: Any) -> None:
     np.testing.assert_array_equal(found, run(y, {graph.node("x").outputs[0]: X}))
     with Graph().as_default() as other:
         x = nf.placeholder("float64", (3,), name="x")
-        nf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, nf.cond(nf.sum(y) > 0, lambda: y * x, lambda: -y)), (0, x))
+        nf.while_loop(
+            lambda i, y: i < 3, lambda i, y: (i + 1, nf.cond(nf.sum(y) > 0, lambda: y * x, lambda: -y)), (0, x)
+        )
     with Graph().as_default() as plain:
         _model()
     assert other.digest() != plain.digest()
@@ -458,6 +462,6 @@ def test_errors_in_a_body_name_the_op_and_the_line(graph: Graph) -> None:
 
 def test_check_numerics_looks_into_bodies(graph: Graph) -> None:
     x = nf.placeholder("float64", (3,), name="x")
-    y = nf.map(lambda r: nf.log(r), x)
+    y = nf.map(nf.log, x)
     with nf.Session(graph=graph) as session, pytest.raises(OpError, match="map/body/log"):
         session.run(y, {x: X}, check_numerics=True)
