@@ -168,6 +168,13 @@ class Trace:
         """The body. Nothing can be added to its graph any more."""
         given = tuple(self.capture(t) for t in outputs)
         self._prune(given)
+        for node in self.graph.nodes.values():
+            if node.op != ARGUMENT and any(t.spec.resource for t in node.outputs):
+                raise GraphError(
+                    f"{node.op} {node.name!r} keeps state, and is made in the {self.label} of {self.prefix}, which may "
+                    "run many times or never; make it before",
+                    where=node.where,
+                )
         self.graph.capture = None
         self.graph.outer = None
         del _TRACES[id(self.graph)]

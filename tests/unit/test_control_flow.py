@@ -450,6 +450,12 @@ def test_a_body_does_not_leak(graph: Graph) -> None:
         nf.while_loop(lambda i: i < 3, lambda i: i + kept[0], [0])
 
 
+def test_iterators_are_made_outside() -> None:
+    dataset = nf.data.from_arrays({"x": np.zeros((4, 2))}).batch(2)
+    with pytest.raises(GraphError, match="keeps state.*make it before"):
+        nf.while_loop(lambda i: i < 3, lambda i: i + nf.astype(nf.sum(dataset.next()["x"]), "int64"), [0])
+
+
 def test_errors_in_a_body_name_the_op_and_the_line(graph: Graph) -> None:
     x = nf.placeholder("float64", (3,), name="x")
     with pytest.raises(ShapeError, match=r"\(3,\) and \(2,\)"):
