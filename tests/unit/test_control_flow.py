@@ -452,7 +452,7 @@ def test_a_body_does_not_leak(graph: Graph) -> None:
 
 def test_iterators_are_made_outside() -> None:
     dataset = nf.data.from_arrays({"x": np.zeros((4, 2))}).batch(2)
-    with pytest.raises(GraphError, match="keeps state.*make it before"):
+    with pytest.raises(GraphError, match=r"keeps state.*make it before"):
         nf.while_loop(lambda i: i < 3, lambda i: i + nf.astype(nf.sum(dataset.next()["x"]), "int64"), [0])
 
 
