@@ -4,7 +4,8 @@ Reading order, which is the order in which data passes:
 
     errors spec device events            the words
     op graph owner rewrite verify        ops, nodes, whose they are, copies, invariants
-    ops linalg fft nn random variable    what users build with
+    ops linalg fft image nn random       what users build with
+    variable                             tensors that keep their value
     autodiff layers optim data           gradients, variables under a name, updates, datasets
     parallel optimize cost placement     which graph really runs, and where
     partition compile plan explain       one flat program a device
@@ -20,7 +21,23 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nbflow import cluster, data, errors, events, fft, layers, linalg, nn, onnx, ops, optim, random, testing, train
+from nbflow import (
+    cluster,
+    data,
+    errors,
+    events,
+    fft,
+    image,
+    layers,
+    linalg,
+    nn,
+    onnx,
+    ops,
+    optim,
+    random,
+    testing,
+    train,
+)
 from nbflow import codec as codec  # makes Graph.to_proto work
 from nbflow.autodiff import gradients, hessian_vector_product, jvp
 from nbflow.current import current_session, describe, drop_state, get_cluster, placement, run, set_cluster
@@ -65,6 +82,7 @@ __all__ = [
     "gradients",
     "graph_json",
     "hessian_vector_product",
+    "image",
     "inf",
     "jvp",
     "layers",

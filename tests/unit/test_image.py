@@ -1,0 +1,147 @@
+"""Images: resizing against ONNX's reference, what is drawn at random, and errors."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nbflow as nf
+from nbflow.errors import DTypeError, GraphError, OpError, ShapeError
+from nbflow.graph import Graph
+from nbflow.testing import Evaluator, evaluate
+
+A = np.ndarray[Any, Any]
+RNG = np.random.default_rng(5)
+
+COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+RESIZES: list[dict[str, Any]] = [
+    *({"mode": "linear", "coordinate_transformation_mode": c, "antialias": a} for c, a in product(COORDINATES, (0, 1))),
+    *({"mode": "cubic", "coordinate_transformation_mode": c, "exclude_outside": e, "cubic_coeff_a": -0.5}
+      for c, e in product(COORDINATES, (0, 1))),
+    *({"mode": "nearest", "coordinate_transformation_mode": c, "nearest_mode": r}
+      for c, r in product(COORDINATES, ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"))),
+    {"mode": "cubic", "antialias": 1, "exclude_outside": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", RESIZES, ids=lambda how: "-".join(str(v) for v in how.values()))
+@pytest.mark.parametrize("scales", [(2.6, 0.6), (0.45, 1.0)])
+def test_resizing_is_that_of_onnx(how: dict[str, Any], scales: tuple[float, float]) -> None:
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator  # an optional dependency
+
+    x = RNG.normal(size=(5, 6)).astype(np.float32)
+    value = onnx.helper.make_tensor_value_info
+    nodes = [onnx.helper.make_node("Resize", ["x", "", "s"], ["y"], **how)]
+    infos = [value("x", 1, [5, 6]), value("s", 1, [2])], [value("y", 1, [None, None])]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", *infos))
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x, "s": np.array(scales, np.float32)})
+    with Graph().as_default():
+        made = nf.image.resample(
+            x,
+            (0, 1),
+            scales=[float(np.float32(s)) for s in scales],
+            method=how["mode"],
+            coordinates=how.get("coordinate_transformation_mode", "half_pixel"),
+            rounding=how.get("nearest_mode", "round_prefer_floor"),
+            cubic=how.get("cubic_coeff_a", -0.75),
+            exclude_outside=bool(how.get("exclude_outside", 0)),
+            antialias=bool(how.get("antialias", 0)),
+        )
+        assert made.shape == expected.shape
+        np.testing.assert_allclose(evaluate(made), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_resizing_with_sizes_and_scales_of_the_run() -> None:
+    x = RNG.normal(size=(1, 4, 6, 2))
+    with Graph().as_default():
+        images = nf.placeholder("float64", (None, None, None, 2))
+        sizes = nf.placeholder("int64", (2,))
+        scales = nf.placeholder("float32", (2,))
+        made = [nf.image.resample(images, (1, 2), sizes), nf.image.resample(images, (1, 2), scales=scales)]
+        assert [m.shape for m in made] == [(None, None, None, 2)] * 2
+        slopes = [nf.gradients(nf.sum(m), [images])[0] for m in made]
+        feeds = {images: x, sizes: np.array([2, 9]), scales: np.array([0.5, 1.5], np.float32)}
+        first, second, *back = Evaluator().run([*made, *slopes], feeds)
+        assert first.shape == (1, 2, 9, 2)
+        np.testing.assert_allclose(first, second)
+        np.testing.assert_allclose(back[0], back[1])
+        np.testing.assert_allclose(back[0].sum(), first.size)  # weights add up to 1
+
+
+def test_errors_of_resizing() -> None:
+    with Graph().as_default():
+        x = nf.placeholder("float32", (None, 4, 4, 3))
+        with pytest.raises(GraphError, match="sizes or scales"):
+            nf.image.resample(x, (1,))
+        with pytest.raises(GraphError, match="roi"):
+            nf.image.resample(x, (1,), (2,), coordinates="tf_crop_and_resize")
+        with pytest.raises(GraphError, match="'bilinear'"):
+            nf.image.resize(x, (2, 2), "lanczos")
+        with pytest.raises(GraphError, match="sizes are positive"):
+            nf.image.resize(x, (0, 2))
+        with pytest.raises(GraphError, match="2 numbers"):
+            nf.image.resize(x, (2, 2, 2))
+        with pytest.raises(DTypeError, match="linear interpolation takes floats"):
+            nf.image.resize(nf.placeholder("uint8", (None, 4, 4, 3), name="bytes"), (2, 2))
+        with pytest.raises(ShapeError, match="four dimensions"):
+            nf.image.resize(np.zeros((4, 4)), (2, 2))
+        with pytest.raises(ShapeError, match=r"shape \(2,\)"):
+            nf.image.resize(x, nf.placeholder("int64", (3,), name="size"))
+        sizes = nf.placeholder("int64", (1,), name="run")
+        line = nf.placeholder("float64", (None,), name="line")
+        with pytest.raises(OpError, match="cannot be resized"):
+            evaluate(nf.image.resample(line, (0,), sizes), {line: np.zeros(0), sizes: [2]})
+
+
+def test_random_crops_differ_between_images_and_steps() -> None:
+    rows, columns = np.mgrid[:20, :30]
+    x = np.broadcast_to((rows * 100 + columns)[None, :, :, None], (16, 20, 30, 1)).astype(np.int64)
+    with Graph().as_default():
+        fed = nf.placeholder("int64", (None, None, None, 1))
+        made = nf.image.random_crop(fed, (4, 5))
+        assert made.shape == (None, 4, 5, 1)
+        runner = Evaluator()
+        first, second = runner.run(made, {fed: x}), runner.run(made, {fed: x})
+        corners = first[:, 0, 0, 0]
+        assert len(set(corners.tolist())) > 8
+        assert (corners != second[:, 0, 0, 0]).any()
+        for corner, crop in zip(corners, first, strict=True):
+            top, left = divmod(int(corner), 100)
+            np.testing.assert_array_equal(crop, x[0, top : top + 4, left : left + 5])
+
+
+def test_random_flips_are_drawn_for_each_image() -> None:
+    x = RNG.normal(size=(40, 2, 3, 1)).astype(np.float32)
+    with Graph().as_default():
+        found = evaluate(nf.image.random_flip_left_right(x, 0.5))
+        flipped = [np.array_equal(a, b[:, ::-1]) for a, b in zip(found, x, strict=True)]
+        kept = [np.array_equal(a, b) for a, b in zip(found, x, strict=True)]
+        assert all(a != b for a, b in zip(flipped, kept, strict=True))
+        assert 8 < sum(flipped) < 32
+        with pytest.raises(GraphError, match="probability"):
+            nf.image.random_flip_up_down(x, 1.5)
+
+
+def test_errors_of_cutting() -> None:
+    with Graph().as_default():
+        x = nf.placeholder("float32", (None, 4, 5, 3))
+        with pytest.raises(ShapeError, match="rows 2 to 5 are not inside"):
+            nf.image.crop(x, 2, 0, 3, 3)
+        with pytest.raises(ShapeError, match="do not fit"):
+            nf.image.pad_to(x, (3, 9))
+        with pytest.raises(ShapeError, match="crop of 5 by 5"):
+            nf.image.random_crop(x, (5, 5))
+        with pytest.raises(ShapeError, match="height and width"):
+            nf.image.central_crop(nf.placeholder("float32", (None, None, 5, 3), name="open"), 0.5)
+        with pytest.raises(GraphError, match="fraction"):
+            nf.image.central_crop(x, 1.5)
+        with pytest.raises(ShapeError, match="do not divide into blocks of 2"):
+            nf.image.space_to_depth(x, 2)
+        with pytest.raises(ShapeError, match="do not divide by 2"):
+            nf.image.depth_to_space(x, 2)
+        with pytest.raises(ShapeError, match="3 channels"):
+            nf.image.rgb_to_hsv(np.zeros((2, 2, 4), np.float32))
