@@ -1,0 +1,89 @@
+"""Random numbers, and the ops that stand in no file, with the reason why.
+
+A variable's value is a constant of the file: `export.save` reads it. ONNX has random operators; the numbers that they
+draw are others than nbflow's, of the same distribution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbflow.onnx.exporting.writer import Rules, Site
+
+RULES = Rules()
+FLOAT = np.dtype(np.float32)
+
+_STATE = (
+    "an ONNX file keeps no state: it changes a variable. Save the outputs of inference, which depend on no update "
+    "(training=False)"
+)
+_GRADIENT = "it is part of a gradient, and ONNX has no such operator"
+_COMPLEX = "ONNX's operators take no complex numbers"
+_FACTORS = "ONNX has no operator for systems and decompositions of matrices"
+
+UPDATES = frozenset(
+    {
+        "assign", "assign_add", "assign_sub", "apply_sgd", "apply_momentum", "apply_adam", "apply_rmsprop",
+        "apply_rmsprop_momentum", "apply_rmsprop_centered", "apply_adagrad", "apply_lion", "apply_lamb", "apply_lars",
+        "initialize",
+    }
+)  # fmt: skip
+
+REASONS: dict[str, str] = {
+    **dict.fromkeys(UPDATES, _STATE),
+    "group": "it has no output",
+    "gradient_join": _GRADIENT,
+    **dict.fromkeys(
+        (
+            "conv2d_filter_grad", "max_pool2d_grad", "max_pool2d_pick", "avg_pool2d_grad", "prod_others",
+            "prod_others_grad",
+        ),
+        _GRADIENT,
+    ),
+    **dict.fromkeys(("real", "imag", "conj", "fftn", "ifftn", "rfftn", "irfftn"), _COMPLEX),
+    **dict.fromkeys(("solve", "inv", "pinv", "cholesky", "qr", "eigh", "svd", "slogdet"), _FACTORS),
+    "placeholder": "it is fed, but is none of the inputs; add it to them, or give its value in feeds=",
+    "variable": "a handle to a variable is no value; save what reads it",
+    "read_variable": "its value is read by save and becomes a constant",
+    "iterator_next": "an ONNX file holds no data set; make the tensors of the batch inputs of the model",
+    "nextafter": "ONNX has no operator that looks at the bits of a number",
+    "random_permutation": "ONNX has no operator that draws integers",
+    "random_integers": "ONNX has no operator that draws integers",
+    "random_truncated_normal": "ONNX has no operator that draws from a truncated distribution",
+    "send": "it is no op of a graph, but of its parts",
+    "recv": "it is no op of a graph, but of its parts",
+}  # fmt: skip
+
+
+# --- random numbers --------------------------------------------------------------------------------------------------
+
+
+def _drawn(s: Site, op: str, shape: tuple[int, ...], **attrs: Any) -> str:
+    """Drawn in single precision, which every runtime does."""
+    return s.cast(s.add(op, shape=list(shape), dtype=FLOAT, **attrs), FLOAT, s.out.dtype)
+
+
+@RULES.writes("random_uniform")
+def _uniform(s: Site) -> str:
+    low, high = float(s.attrs["minval"]), float(s.attrs["maxval"])
+    return _drawn(s, "RandomUniform", s.attrs["shape"], low=low, high=high)
+
+
+@RULES.writes("random_normal")
+def _normal(s: Site) -> str:
+    return _drawn(s, "RandomNormal", s.attrs["shape"], mean=float(s.attrs["mean"]), scale=float(s.attrs["stddev"]))
+
+
+@RULES.writes("random_bernoulli")
+def _bernoulli(s: Site) -> str:
+    drawn = s.add("RandomUniform", shape=list(s.attrs["shape"]), dtype=FLOAT, low=0.0, high=1.0)
+    below = s.add("Less", drawn, s.const(s.attrs["p"], FLOAT))
+    return s.cast(below, np.dtype(np.bool_), s.out.dtype)
+
+
+@RULES.writes("random_uniform_like")
+def _uniform_like(s: Site, x: str) -> str:
+    drawn = s.add("RandomUniformLike", s.add("ConstantOfShape", s.shape(x), value=np.zeros(1, FLOAT)), dtype=FLOAT)
+    return s.cast(drawn, FLOAT, s.out.dtype)
