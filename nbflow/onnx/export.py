@@ -286,15 +286,18 @@ def _model(asked: Asked, writer: Writer, opset: int) -> ModelProto:
     inputs = [_value_info(name, t.dtype, _free(name, t.shape)) for name, t in asked.inputs.items()]
     imports = [helper.make_opsetid("", opset)]
 
-    def model(ins: Sequence[ValueInfoProto], outs: Sequence[ValueInfoProto], weights: Sequence[TensorProto]) -> Any:
+    def model(
+        ins: Sequence[ValueInfoProto], outs: Sequence[ValueInfoProto], weights: Sequence[TensorProto]
+    ) -> ModelProto:
         graph = helper.make_graph(nodes, "nbflow", ins, outs, weights)
-        return helper.make_model(
+        made: ModelProto = helper.make_model(
             graph,
             opset_imports=imports,
             producer_name="nbflow",
             producer_version=nbflow.__version__,
             ir_version=helper.find_min_ir_version_for(imports),
         )
+        return made
 
     # ONNX's shape inference knows which free dimensions of the outputs are those of the inputs. Large weights stand
     # as inputs there: only their shapes matter, and a copy of them would not fit into one message.

@@ -13,7 +13,7 @@ import pytest
 import nbflow as nf
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Owner, Tensor
-from nbflow.onnx.export import save
+from nbflow.onnx import save
 
 Array = np.ndarray[Any, Any]
 

@@ -14,7 +14,7 @@ import pytest
 from nbflow import op
 from nbflow.errors import DTypeError, GraphError
 from nbflow.graph import Graph, Tensor, ancestors
-from nbflow.onnx.export import save
+from nbflow.onnx import save
 from nbflow.onnx.exporting import REASONS, RULES
 from nbflow.ops import placeholder
 from nbflow.ops._build import convert
@@ -34,6 +34,7 @@ DIFFERENT: dict[str, tuple[Callable[[Case], bool], str]] = {
     "erf": (lambda c: c.inputs[0].dtype == np.int64, "onnxruntime's Erf has no double precision"),
     "mean": (lambda c: np.size(c.inputs[0]) == 0, "onnxruntime's mean of nothing is 0"),
     "max": (lambda c: bool(np.isnan(c.inputs[0]).any()), "onnxruntime's ReduceMax passes over a NaN"),
+    "max_pool_argmax": (lambda c: bool(np.isnan(c.inputs[0]).any()), "onnxruntime's MaxPool passes over a NaN"),
     "searchsorted": (lambda c: bool((np.diff(c.inputs[0]) < 0).any()), "the vector is not sorted"),
     "unique": (lambda c: bool(np.isnan(c.inputs[0]).any()), "onnxruntime's Unique takes all NaNs for one"),
     **dict.fromkeys(
@@ -113,14 +114,19 @@ def test_same_values_in_onnxruntime(case: Case, tmp_path: Path) -> None:
     check(case, lambda a: a.shape, tmp_path / "m.onnx")
 
 
-# Ops that take their inputs' sizes to be written, and no others do.
-SIZED = {"conv2d_input_grad"}
-DYNAMIC = [c for c in ROWS if c.dynamic and c.inputs and c.op not in SIZED]
+DYNAMIC = [c for c in ROWS if c.dynamic and c.inputs]
+# Ops that some rows can write only with known sizes.
+SIZED = {"conv_input_grad", "avg_pool"}
 
 
 @pytest.mark.parametrize("case", DYNAMIC, ids=ids(DYNAMIC))
 def test_same_values_with_free_dimensions(case: Case, tmp_path: Path) -> None:
-    check(case, lambda a: (None,) * a.ndim, tmp_path / "m.onnx")
+    try:
+        check(case, lambda a: (None,) * a.ndim, tmp_path / "m.onnx")
+    except GraphError as error:
+        if case.op not in SIZED or "sizes" not in error.message:
+            raise
+        pytest.skip(error.message)
 
 
 def test_every_op_has_a_rule_or_a_reason() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from nbflow.onnx.exporting.writer import INT64, LAST, Rules, Site, Size
-from nbflow.spec import kind_of
 
 RULES = Rules()
 
@@ -293,8 +292,3 @@ def _diagonal_grad(s: Site, values: str, vector: str = "") -> str:
                   value=np.zeros(1, s.out.dtype))  # fmt: skip
     places = s.add("Expand", _diagonal_places(s, rows, columns), s.shape(values))
     return s.add("Reshape", s.add("ScatterElements", zeros, places, values, axis=-1), shape, allowzero=1)
-
-
-def lowest(dtype: np.dtype[Any]) -> Any:
-    """The least number of `dtype`."""
-    return -np.inf if kind_of(dtype) == "f" else np.iinfo(dtype).min

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from nbflow.onnx.exporting.writer import Rules, Site
+from nbflow.ops.rows import LAZY, SCATTER_UPDATES
+from nbflow.ops.state import GRADIENT_INPUT
 
 RULES = Rules()
 FLOAT = np.dtype(np.float32)
@@ -23,22 +25,27 @@ _GRADIENT = "it is part of a gradient, and ONNX has no such operator"
 _COMPLEX = "ONNX's operators take no complex numbers"
 _FACTORS = "ONNX has no operator for systems and decompositions of matrices"
 
+_JOINS = ("gradient_join", "sparse_join")
+
 UPDATES = frozenset(
     {
-        "assign", "assign_add", "assign_sub", "apply_sgd", "apply_momentum", "apply_adam", "apply_rmsprop",
-        "apply_rmsprop_momentum", "apply_rmsprop_centered", "apply_adagrad", "apply_lion", "apply_lamb", "apply_lars",
         "initialize",
+        "assign",
+        "assign_add",
+        "assign_sub",
+        *(name for name in GRADIENT_INPUT if name not in _JOINS),
+        *(f"{name}_sparse" for name in LAZY),
+        *(f"variable_scatter_{how}" for how in SCATTER_UPDATES),
     }
-)  # fmt: skip
+)
 
 REASONS: dict[str, str] = {
     **dict.fromkeys(UPDATES, _STATE),
     "group": "it has no output",
-    "gradient_join": _GRADIENT,
+    **dict.fromkeys((*_JOINS, "deduplicate"), _GRADIENT),
     **dict.fromkeys(
         (
-            "conv2d_filter_grad", "max_pool2d_grad", "max_pool2d_pick", "avg_pool2d_grad", "prod_others",
-            "prod_others_grad",
+            "conv_filter_grad", "max_pool_grad", "max_pool_pick", "avg_pool_grad", "prod_others", "prod_others_grad",
         ),
         _GRADIENT,
     ),

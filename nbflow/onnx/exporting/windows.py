@@ -1,0 +1,221 @@
+"""Convolution and pooling as ONNX nodes. Channels go first and filters as (out, in, *kernel), as ONNX has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nbflow.onnx.exporting.indexing import product
+from nbflow.onnx.exporting.shaping import target
+from nbflow.onnx.exporting.writer import INT64, LAST, Rules, Site
+from nbflow.ops.windows import is_channels_first, output_size, pads, places_of
+from nbflow.spec import Dim
+
+RULES = Rules()
+
+
+# --- layouts and padding ---------------------------------------------------------------------------------------------
+
+
+def _channels_first(s: Site, x: str) -> str:
+    layout = s.attrs["data_format"]
+    n = len(layout)
+    return x if is_channels_first(layout) else s.transpose(x, [0, n - 1, *range(1, n - 1)])
+
+
+def _laid_out(s: Site, y: str) -> str:
+    layout = s.attrs["data_format"]
+    n = len(layout)
+    return y if is_channels_first(layout) else s.transpose(y, [0, *range(2, n), 1])
+
+
+def _filters(s: Site, w: str, index: int) -> str:
+    """(*kernel, in, out) as (out, in, *kernel), in the dtype of the result."""
+    n = len(s.attrs["strides"])
+    return s.transpose(s.cast(w, s.specs[index].dtype, s.out.dtype), [n + 1, n, *range(n)])
+
+
+def _places(s: Site, index: int = 0) -> tuple[Dim, ...]:
+    return places_of(s.specs[index].shape, s.attrs["data_format"])
+
+
+def _sides(s: Site, places: Sequence[Dim], kernel: Sequence[Dim]) -> list[tuple[int, int]] | None:
+    """What is added before and after each dimension; None for SAME where that depends on sizes that are unknown."""
+    padding = s.attrs["padding"]
+    if isinstance(padding, str) and padding != "VALID" and None in (*places, *kernel):
+        if set(s.attrs["dilation"]) != {1}:
+            s.fail(f"{padding} padding with a dilation needs known sizes")
+        return None
+    # Other paddings do not ask for sizes.
+    return [
+        pads(padding, axis, size or 1, kernel[axis] or 1, s.attrs["strides"][axis], s.attrs["dilation"][axis])
+        for axis, size in enumerate(places)
+    ]
+
+
+def _padded(s: Site, x: str, kernel: Sequence[Dim]) -> tuple[str, dict[str, Any]]:
+    """`x`, channels first, and ONNX's attributes for its padding. Negative padding, which ONNX has not, is cut off."""
+    sides = _sides(s, _places(s), kernel)
+    if sides is None:
+        return x, {"auto_pad": "SAME_LOWER" if s.attrs["padding"] == "SAME_LOWER" else "SAME_UPPER"}
+    if any(min(pair) < 0 for pair in sides):
+        starts = [max(0, -before) for before, _ in sides]
+        ends = [after if after < 0 else LAST for _, after in sides]
+        x = s.add("Slice", x, s.ints(*starts), s.ints(*ends), s.ints(*range(2, 2 + len(sides))))
+    return x, {"pads": [max(0, before) for before, _ in sides] + [max(0, after) for _, after in sides]}
+
+
+def _geometry(s: Site) -> dict[str, Any]:
+    return {"strides": list(s.attrs["strides"]), "dilations": list(s.attrs["dilation"])}
+
+
+# --- convolution -----------------------------------------------------------------------------------------------------
+
+
+def _kernel(s: Site) -> tuple[Dim, ...]:
+    n, shape = len(s.attrs["strides"]), s.specs[1].shape
+    return (None,) * n if shape is None else shape[:n]
+
+
+@RULES.writes("conv")
+def _conv(s: Site, x: str, w: str) -> str:
+    images = _channels_first(s, s.cast(x, s.specs[0].dtype, s.out.dtype))
+    images, padding = _padded(s, images, _kernel(s))
+    made = s.add("Conv", images, _filters(s, w, 1), group=s.attrs["groups"], **padding, **_geometry(s))
+    return _laid_out(s, made)
+
+
+@RULES.writes("conv_input_grad")
+def _conv_input_grad(s: Site, dy: str, w: str, vector: str = "") -> str:
+    """A transposed convolution. Places that no window of the convolution reached come out as zeros at the end."""
+    places = places_of(s.out.shape, s.attrs["data_format"])
+    kernel = _kernel(s)
+    sides = None if None in (*places, *kernel) else _sides(s, places, kernel)
+    if sides is None:
+        s.fail("a transposed convolution needs the sizes of its filters and of the places of its result")
+    left = []
+    for size, width, pair, stride, dilation in zip(
+        places, kernel, sides, s.attrs["strides"], s.attrs["dilation"], strict=True
+    ):
+        left.append(((size or 0) + sum(pair) - ((width or 1) - 1) * dilation - 1) % stride)
+    made = s.add(
+        "ConvTranspose",
+        _channels_first(s, s.cast(dy, s.specs[0].dtype, s.out.dtype)),
+        _filters(s, w, 1),
+        group=s.attrs["groups"],
+        pads=[max(0, before) for before, _ in sides] + [max(0, after) for _, after in sides],
+        output_padding=left,
+        **_geometry(s),
+    )
+    # Where the convolution cut places off, which ONNX cannot say, they come back as zeros.
+    cut = [(max(0, -before), max(0, -after)) for before, after in sides]
+    return _laid_out(s, _surrounded(s, made, cut) if any(map(any, cut)) else made)
+
+
+def _surrounded(s: Site, images: str, sides: Sequence[tuple[int, int]]) -> str:
+    """Zeros around the places."""
+    widths = [(0, 0), (0, 0), *sides]
+    ends = s.ints(*[w[0] for w in widths], *[w[1] for w in widths])
+    return s.add("Pad", images, ends, s.const(0, s.out.dtype))
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
+
+
+def _pooling(s: Site, x: str) -> tuple[str, dict[str, Any]]:
+    """`x`, channels first, and the attributes that all pooling has."""
+    images, padding = _padded(s, _channels_first(s, x), s.attrs["window"])
+    attrs: dict[str, Any] = {"kernel_shape": list(s.attrs["window"]), **padding, **_geometry(s)}
+    if s.attrs["ceil"]:
+        attrs["ceil_mode"] = 1
+    if set(s.attrs["dilation"]) == {1}:
+        del attrs["dilations"]
+    return images, attrs
+
+
+@RULES.writes("max_pool")
+def _max_pool(s: Site, x: str) -> str:
+    images, attrs = _pooling(s, x)
+    return _laid_out(s, s.add("MaxPool", images, **attrs))
+
+
+@RULES.writes("max_pool_argmax")
+def _max_pool_argmax(s: Site, x: str) -> str:
+    """ONNX counts the elements of the whole tensor, nbflow the places of an example and channel."""
+    images, attrs = _pooling(s, x)
+    _, numbers = s.add_many("MaxPool", images, outputs=2, **attrs)
+    total = product([s.size(images, 2 + axis) if d is None else d for axis, d in enumerate(_places(s))], s)
+    return _laid_out(s, s.add("Mod", numbers, total if isinstance(total, str) else s.const(total, INT64)))
+
+
+@RULES.writes("avg_pool")
+def _avg_pool(s: Site, x: str) -> str:
+    if set(s.attrs["dilation"]) != {1} and s.writer.opset < 19:  # where AveragePool got dilations
+        s.fail("ONNX's AveragePool has dilations since opset 19; save with opset=19 or newer")
+    if s.attrs["count"] == "one":
+        return _laid_out(s, _window_sums(s, _channels_first(s, x)))
+    images, attrs = _pooling(s, x)
+    return _laid_out(s, s.add("AveragePool", images, count_include_pad=int(s.attrs["count"] == "padded"), **attrs))
+
+
+def _window_sums(s: Site, images: str) -> str:
+    """Sums of windows: means times their size, of images padded beforehand, so that every window is whole."""
+    window, places = s.attrs["window"], _places(s)
+    geometry: dict[str, Any] = {"kernel_shape": list(window), **_geometry(s)}
+    if set(s.attrs["dilation"]) == {1}:
+        del geometry["dilations"]
+    sides = _sides(s, places, window)
+    if sides is None:
+        geometry |= {"count_include_pad": 1, **_padded(s, images, window)[1]}
+    else:
+        if s.attrs["ceil"]:
+            sides = [_whole(s, axis, size, pair) for axis, (size, pair) in enumerate(zip(places, sides, strict=True))]
+        images = _surrounded(s, images, sides)
+    return s.add("Mul", s.add("AveragePool", images, **geometry), s.const(math.prod(window), s.out.dtype))
+
+
+def _whole(s: Site, axis: int, size: Dim, pair: tuple[int, int]) -> tuple[int, int]:
+    """The padding with which the last window that counts ends within it."""
+    kernel, stride, dilation = (s.attrs[a][axis] for a in ("window", "strides", "dilation"))
+    reach = (kernel - 1) * dilation + 1
+    if size is None:
+        if pair[1] or stride > reach:
+            s.fail("whether a last window starts beyond the end, and does not count, depends on sizes that are unknown")
+        return pair[0], stride - 1
+    count = output_size(s.attrs["padding"], axis, size, kernel, stride, dilation, True) or 0
+    return pair[0], max(pair[1], (count - 1) * stride + reach - size - pair[0])
+
+
+# --- the way back from maxima ----------------------------------------------------------------------------------------
+
+
+def _flat(s: Site, x: str, index: int) -> str:
+    """The places as one dimension."""
+    batch = s.size(x, 0, s.specs[index])
+    if is_channels_first(s.attrs["data_format"]):
+        return s.reshape(x, [batch, s.size(x, 1, s.specs[index]), -1])
+    return s.reshape(x, [batch, -1, s.size(x, -1, s.specs[index])])
+
+
+def _places_axis(s: Site) -> int:
+    return 2 if is_channels_first(s.attrs["data_format"]) else 1
+
+
+@RULES.writes("max_unpool")
+def _max_unpool(s: Site, x: str, ids: str, vector: str = "") -> str:
+    shape = target(s, vector)
+    zeros = s.add("ConstantOfShape", shape, value=np.zeros(1, s.out.dtype))
+    where = s.cast(_flat(s, ids, 1), s.specs[1].dtype, INT64)
+    # Examples and channels are those of x.
+    made = s.add("ScatterElements", _flat(s, zeros, 0), where, _flat(s, x, 0), axis=_places_axis(s))
+    return s.add("Reshape", made, shape, allowzero=1)
+
+
+@RULES.writes("max_unpool_grad")
+def _max_unpool_grad(s: Site, dy: str, ids: str) -> str:
+    where = s.cast(_flat(s, ids, 1), s.specs[1].dtype, INT64)
+    picked = s.add("GatherElements", _flat(s, dy, 0), where, axis=_places_axis(s))
+    return s.add("Reshape", picked, s.shape(ids), allowzero=1)
