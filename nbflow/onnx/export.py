@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
 
-import nbflow
 from nbflow.current import current_session
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, ancestors, topological
@@ -294,7 +293,6 @@ def _model(asked: Asked, writer: Writer, opset: int) -> ModelProto:
             graph,
             opset_imports=imports,
             producer_name="nbflow",
-            producer_version=nbflow.__version__,
             ir_version=helper.find_min_ir_version_for(imports),
         )
         return made
