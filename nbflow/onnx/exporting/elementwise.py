@@ -8,6 +8,7 @@ Stability of Numerical Algorithms", 2nd edition, section 1.14.1).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,15 @@ for _name, _op in ROUNDING.items():
     RULES[_name] = _rounding(_op)
 
 
-@RULES.writes("positive", "identity", "stop_gradient")
+@RULES.writes("positive", "identity", "stop_gradient", "recompute_barrier")
 def _same(s: Site, x: str) -> str:
     return x
+
+
+@RULES.writes("checkpoint", "checkpoint_many")
+def _results(s: Site, *inputs: str) -> Sequence[str]:
+    """The results come first, then what they can be computed from again."""
+    return inputs[: len(s.node.outputs)]
 
 
 @RULES.writes("square")

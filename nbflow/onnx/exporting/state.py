@@ -54,7 +54,10 @@ REASONS: dict[str, str] = {
     "placeholder": "it is fed, but is none of the inputs; add it to them, or give its value in feeds=",
     "variable": "a handle to a variable is no value; save what reads it",
     "read_variable": "its value is read by save and becomes a constant",
-    "iterator_next": "an ONNX file holds no data set; make the tensors of the batch inputs of the model",
+    **dict.fromkeys(
+        ("iterator", "iterator_next", "iterator_position", "iterator_state", "iterator_restore"),
+        "an ONNX file holds no data set; make the tensors of the batch inputs of the model",
+    ),
     "nextafter": "ONNX has no operator that looks at the bits of a number",
     "random_permutation": "ONNX has no operator that draws integers",
     "random_integers": "ONNX has no operator that draws integers",
