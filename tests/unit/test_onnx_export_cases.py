@@ -65,6 +65,9 @@ def write(case: Case, arrays: list[Array], shape_of: Any, path: Path) -> tuple[l
     with Graph().as_default(), np.errstate(all="ignore"):
         inputs, outputs = outputs_of(case, arrays, shape_of)
         named = {f"x{n}": t for n, t in enumerate(inputs)}, {f"y{n}": t for n, t in enumerate(outputs)}
+        if not outputs:
+            assert case.op in REASONS
+            return None
         if not writable(outputs):
             with pytest.raises((GraphError, DTypeError), match=r"ONNX"):
                 save(path, *named)
