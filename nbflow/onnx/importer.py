@@ -276,8 +276,9 @@ class Builder:
         env: dict[str, Value] = dict.fromkeys(body.input)
         env.update(zip(body.input, inputs, strict=False))
         opsets = {**self._opsets, **{_domain(o.domain): o.version for o in body.opset_import}}
-        nodes = functions.instantiate(body, proto)
-        return Builder(self._owner, env, opsets).nodes(nodes, body.output)
+        Builder(self._owner, env, opsets).nodes(functions.instantiate(body, proto), [])
+        # A body made for a node leaves out what the node does not use.
+        return [env.get(name) for name in body.output]
 
     def _lookup(self, name: str, where: str) -> Value:
         if not name:

@@ -14,18 +14,29 @@ from nbflow.graph import Graph, Node, Tensor
 from nbflow.ops import placeholder
 from nbflow.spec import TensorSpec, spec_of
 from nbflow.testing import Evaluator, check_gradients
-from tests import cases, cases_composed, cases_image, cases_layers, cases_linalg, cases_nn, cases_rows, cases_windows
+from tests import (
+    cases,
+    cases_composed,
+    cases_dynamic,
+    cases_image,
+    cases_layers,
+    cases_linalg,
+    cases_nn,
+    cases_rows,
+    cases_windows,
+)
 from tests.cases import Case
 
 ROWS: list[Case] = [
     *cases.OPS,
     *cases_composed.OPS,
+    *cases_dynamic.OPS,
+    *cases_image.OPS,
+    *cases_layers.OPS,
     *cases_linalg.OPS,
     *cases_nn.OPS,
-    *cases_layers.OPS,
-    *cases_windows.OPS,
     *cases_rows.OPS,
-    *cases_image.OPS,
+    *cases_windows.OPS,
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-FAMILIES = ("elementwise",)
+FAMILIES = ("elementwise", "shapes", "reductions", "indexing", "matrices")
 
 
 def register_all() -> None:
