@@ -16,7 +16,6 @@ from nbflow.op import Attrs
 from nbflow.ops import gathering
 from nbflow.ops._build import INT64, ArrayLike, build, build_node, convert, require_kind, same_infer
 from nbflow.ops.creation import arange, zeros_like
-from nbflow.ops.joining import unstack
 from nbflow.ops.manipulation import expand_dims
 from nbflow.ops.shape import shape_of
 from nbflow.spec import Dim, TensorSpec, format_shape, normalize_axis, shape_accepts
@@ -210,7 +209,7 @@ def gather_nd(x: ArrayLike, indices: ArrayLike, /, *, batch_dims: int = 0, name:
     The first `batch_dims` dimensions of both go together: an index picks from its own part. The length k must be known.
     """
     tensor, places = convert(x), convert(indices)
-    parts = list(unstack(places, axis=-1, num=_depth(places.spec)))
+    parts = [build("getitem", (places,), {"index": ("...", n)}) for n in range(_depth(places.spec))]
     rank = places.spec.rank or 0
     own = shape_of(tensor)
     batches = []

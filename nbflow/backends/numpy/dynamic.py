@@ -70,7 +70,8 @@ def _places(length: A, widths: A, *, mode: str) -> A:
 def _range(start: A, stop: A, step: A) -> A:
     # The number of elements first: numpy's arange may round it up by one for floats of low precision.
     count = max(int(np.ceil((float(stop) - float(start)) / float(step))), 0)
-    return (start + np.arange(count).astype(start.dtype) * step).astype(start.dtype)
+    found: A = (start + np.arange(count).astype(start.dtype) * step).astype(start.dtype)
+    return found
 
 
 @TABLE.implements("broadcast_dims")

@@ -67,7 +67,7 @@ def _matmul_integer(c: Call) -> Any:
 
 
 def centred(x: Tensor, zero_point: Tensor | None, rows: bool) -> Tensor:
-    """`x` less its zero point, int32. A vector of zero points is one a row of the first matrix, a column of the second."""
+    """`x` less its zero point, int32. A vector of zero points: one a row of the first matrix, a column of the other."""
     wide = ops.astype(x, "int32")
     if zero_point is None:
         return wide

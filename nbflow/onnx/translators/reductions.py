@@ -54,6 +54,17 @@ def _extreme(x: Tensor, axes: Axes, keep: bool, function: Any, logical: Any, low
     return found
 
 
+def _root(x: Tensor) -> Tensor:
+    return ops.sqrt(x) if kind_of(x.dtype) == "f" else ops.astype(ops.sqrt(ops.astype(x, "float64")), x.dtype)
+
+
+def _log_sum_exp(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+    shape = x.shape or ()
+    if any(shape[a] == 0 for a in (range(len(shape)) if axes is None else axes)):
+        return ops.log(_sum(x, axes, keep))
+    return ops.logsumexp(x, axis=axes, keepdims=keep)
+
+
 REDUCTIONS: dict[str, Callable[[Tensor, Axes, bool], Tensor]] = {
     "ReduceSum": _sum,
     "ReduceMean": _mean,
@@ -64,19 +75,8 @@ REDUCTIONS: dict[str, Callable[[Tensor, Axes, bool], Tensor]] = {
     "ReduceL2": lambda x, axes, keep: _root(_sum(ops.square(x), axes, keep)),
     "ReduceSumSquare": lambda x, axes, keep: _sum(ops.square(x), axes, keep),
     "ReduceLogSum": lambda x, axes, keep: ops.log(_sum(x, axes, keep)),
-    "ReduceLogSumExp": lambda x, axes, keep: _log_sum_exp(x, axes, keep),
+    "ReduceLogSumExp": _log_sum_exp,
 }
-
-
-def _root(x: Tensor) -> Tensor:
-    return ops.sqrt(x) if kind_of(x.dtype) == "f" else ops.astype(ops.sqrt(ops.astype(x, "float64")), x.dtype)
-
-
-def _log_sum_exp(x: Tensor, axes: Axes, keep: bool) -> Tensor:
-    shape = x.shape or ()
-    if any(shape[a] == 0 for a in (range(len(shape)) if axes is None else axes)):
-        return ops.log(_sum(x, axes, keep))
-    return ops.logsumexp(x, axis=axes, keepdims=keep)
 
 
 def _reduction(function: Callable[[Tensor, Axes, bool], Tensor]) -> Callable[[Call], Any]:

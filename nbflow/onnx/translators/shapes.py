@@ -14,7 +14,7 @@ from nbflow.graph import Tensor
 from nbflow.onnx.registry import Call, translates
 from nbflow.onnx.translators.elementwise import cast, dims, flattened, number
 from nbflow.ops._build import INT64, build, build_node
-from nbflow.spec import as_dtype, normalize_axis
+from nbflow.spec import as_dtype, broadcast_shapes, normalize_axis
 
 # --- constants -------------------------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ def _transpose(c: Call) -> Any:
 def _expand(c: Call) -> Any:
     x = c[0]
     if x.spec.is_static and c.static(1) is not None:
-        return ops.broadcast_to(x, np.broadcast_shapes(tuple(x.shape or ()), tuple(int(d) for d in c.known(1))))
+        return ops.broadcast_to(x, broadcast_shapes(x.shape, tuple(int(d) for d in c.known(1))))
     return ops.broadcast_to(x, ops.broadcast_dims(ops.shape_of(x), c[1]))
 
 
@@ -209,11 +209,8 @@ def _slice(c: Call) -> Any:
             raise c.needs(c[1], "the number of bounds")
         axes = tuple(range(count))
     if given[0] is None or given[1] is None or (given[2] is None and c.get(4) is not None):
-        steps = c.get(4)
-        rank = c.rank()
-        places = [normalize_axis(a, rank) for a in axes]
-        ends = ops.minimum(c[2], number(np.iinfo(c[2].dtype).max, c[2]))
-        return ops.slice_dynamic(c[0], c[1], ends, steps, axes=places)
+        places = [normalize_axis(a, c.rank()) for a in axes]
+        return ops.slice_dynamic(c[0], c[1], c[2], c.get(4), axes=places)
     steps = [1] * len(axes) if given[2] is None else given[2]
     return _cut(c[0], axes, given[0], given[1], steps)
 
