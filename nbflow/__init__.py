@@ -41,8 +41,10 @@ from nbflow import (
 from nbflow import codec as codec  # makes Graph.to_proto work
 from nbflow.autodiff import gradients, hessian_vector_product, jvp
 from nbflow.current import current_session, describe, drop_state, get_cluster, placement, run, set_cluster
+from nbflow.data.queues import Queue, queue
 from nbflow.device import DeviceSpec
 from nbflow.explain import graph_json
+from nbflow.feeding import feed
 from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.notebook import load_ipython_extension, show, unload_ipython_extension
 from nbflow.ops import *  # noqa: F403  # the list is `nbflow.ops.__all__`
@@ -60,6 +62,7 @@ __all__ = [
     "Graph",
     "IndexedSlices",
     "Node",
+    "Queue",
     "Session",
     "Tensor",
     "TensorSpec",
@@ -76,6 +79,7 @@ __all__ = [
     "e",
     "errors",
     "events",
+    "feed",
     "fft",
     "get_cluster",
     "get_graph",
@@ -96,6 +100,7 @@ __all__ = [
     "optim",
     "pi",
     "placement",
+    "queue",
     "random",
     "run",
     "set_cluster",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import uuid
 import weakref
@@ -23,6 +24,7 @@ from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError, Worke
 from nbflow.events import Emitter, Event
 from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.inprocess import InProcessCluster
+from nbflow.ops.queue import WAITING
 from nbflow.optimize import Pruned, merge_twins, prune
 from nbflow.partition import check_partition, partition
 from nbflow.placement import HOLDERS, Placed, place
@@ -55,7 +57,7 @@ class Prepared:
     """A run ready to start: registered bundles, and where feeds go and fetches come from.
 
     `keep` holds the user's nodes, so that the identities in the cache's key stay theirs. The workers keep the bundles
-    for as long as somebody keeps this.
+    for as long as somebody keeps this. `waits`: it may wait for another step, so it runs beside the others.
     """
 
     bundles: Mapping[str, Bundle]
@@ -67,6 +69,7 @@ class Prepared:
     prefer: Mapping[str, str]
     keep: tuple[Leaf, ...]
     replicas: tuple[str, ...]
+    waits: bool
 
     @property
     def bundle_ids(self) -> dict[str, str]:
@@ -95,6 +98,8 @@ class Session:
         self._transports: Mapping[str, Transport] = {}
         self._removers: list[Callable[[], None]] = []
         self._driver = Driver({}, f"run-{self.id[:8]}")
+        self._spare: list[Driver] = []  # lanes for steps that may wait for each other, while none of them uses them
+        self._lanes = itertools.count()
         self._incarnations: dict[str, str] = {}
         self._registered: set[tuple[str, str]] = set()
         self._garbage: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (task, bundle) that nobody will run again
@@ -155,7 +160,8 @@ class Session:
             if number is None:
                 number = self._steps
                 self._steps += 1
-            pending = self._driver.start(
+            driver = self._driver if not prepared.waits else self._spare_driver()
+            pending = driver.start(
                 prepared.bundle_ids,
                 number,
                 feeds,
@@ -164,9 +170,19 @@ class Session:
                 deadline_s=deadline_s or self.deadline_s,
             )
         try:
-            return pending.wait()
+            found = pending.wait()
         finally:
             self.last_acknowledgements = pending.acknowledgements
+        if prepared.waits:
+            with self._lock:
+                self._spare.append(driver)  # not after an error: something of the step may still be in its lane
+        return found
+
+    def _spare_driver(self) -> Driver:
+        """A lane that no step is in: a dequeue must not stand in the way of the enqueue that it waits for."""
+        found = self._spare.pop() if self._spare else Driver({}, f"run-{self.id[:8]}-{next(self._lanes)}")
+        found.transports = self._transports
+        return found
 
     def _feed_value(self, tensor: Tensor, value: Any) -> HostArray:
         """`value` as an array of the tensor's dtype. Raises DTypeError or ShapeError when it does not fit."""
@@ -271,6 +287,7 @@ class Session:
             expanded.prefer,
             tuple(leaves),
             expanded.replicas,
+            any(n.op in WAITING for n in expanded.graph.nodes.values()),
         )
 
     def preview(self, leaves: Sequence[Leaf]) -> tuple[Graph, dict[str, Placed]]:
@@ -293,13 +310,14 @@ class Session:
         return {name: self._homes[key] for name, key in keys.items() if key in self._homes}
 
     def _register(self, prepared: Prepared) -> None:
-        self._sweep()
         for task, bundle in prepared.bundles.items():
             if (task, bundle.id) not in self._registered:
                 self._transports[task].register(bundle)
                 self._registered.add((task, bundle.id))
                 # A finaliser may run in any thread, at any time: it only takes note.
                 weakref.finalize(prepared, self._garbage.put, (task, bundle.id)).atexit = False
+        # Last: what the new plans share with forgotten ones, such as a dataset's arrays, is not sent anew.
+        self._sweep()
 
     def _sweep(self) -> None:
         """Frees the bundles of runs that were forgotten, on their workers."""

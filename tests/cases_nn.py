@@ -519,3 +519,22 @@ row("iterator", lambda: _place("position"), [], lambda: np.array(0))
 row("iterator_position", lambda: _place("position"), [], lambda: np.array(0))
 row("iterator_state", lambda: _place("save"), [], None, note="test_data_state.py")
 row("iterator_restore", lambda: list(_place("restore")), [], None, note="test_data_state.py")
+
+
+def _queue(op: str, *arguments: Any) -> Any:
+    """What `op` gives on a queue that holds 1, 2 and 3."""
+    q = nf.queue(8, ("int64", ()))
+    with nf.control_dependencies([q.enqueue(1)]), nf.control_dependencies([q.enqueue_many([2, 3])]):
+        if op == "close":
+            with nf.control_dependencies([q.close()]):
+                return q.is_closed()
+        return getattr(q, op)(*arguments)
+
+
+for _op in ("queue", "queue_enqueue", "queue_enqueue_many", "queue_size"):
+    row(_op, lambda: _queue("size"), [], lambda: np.array(3))
+row("queue_dequeue", lambda: _queue("dequeue"), [], lambda: np.array(1))
+row("queue_dequeue_many", lambda: _queue("dequeue_many", 2), [], lambda: np.array([1, 2]))
+row("queue_dequeue_up_to", lambda: _queue("dequeue_up_to", 3), [], lambda: np.array([1, 2, 3]))
+row("queue_is_closed", lambda: _queue("is_closed"), [], lambda: np.array(False))
+row("queue_close", lambda: _queue("close"), [], lambda: np.array(True))

@@ -185,7 +185,7 @@ class _Rewrite:
         """Names of the nodes that each replica has of its own: what gradients are computed from, and what else is
         computed from that without passing through an update."""
         roots = [n.inputs[GRADIENT_INPUT[n.op]].node for n in self.applies]
-        alone = {n.name for n in self.graph.nodes.values() if n.op in ("variable", "read_variable")}
+        alone = {n.name for n in self.graph.nodes.values() if n.op in ("variable", "read_variable", "queue")}
         alone.update(n.name for n in self.writers)
         found = {n.name for n in ancestors(roots)} - alone
         applied: set[str] = set()

@@ -30,6 +30,7 @@ from nbflow.backends.numpy import (
     nn,
     numbers,
     pooling,
+    queues,
     random,
     recompute,
     reduction,
@@ -70,6 +71,7 @@ FAMILIES = (
     updates,
     recompute,
     data,
+    queues,
 )
 
 
