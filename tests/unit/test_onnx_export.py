@@ -194,6 +194,15 @@ def test_half_precision_and_bfloat16_weights(tmp_path: Path) -> None:
         np.testing.assert_allclose(run(tmp_path / "m.onnx", x=value)[0], nf.run(y, {x: value}), rtol=1e-5)
 
 
+def test_a_region_of_interest(tmp_path: Path) -> None:
+    """The other size than that of the row in the table, which onnxruntime copies."""
+    x = nf.placeholder("float32", (None, 3, 4), name="x")
+    y = nf.image.resample(x, (1, 2), (5, 2), roi=(0.5, 0.1, 1.5, 1), coordinates="tf_crop_and_resize", outside=7.0)
+    save(tmp_path / "m.onnx", [x], {"y": y})
+    value = numbers(2, 3, 4)
+    np.testing.assert_allclose(run(tmp_path / "m.onnx", x=value)[0], nf.run(y, {x: value}), rtol=1e-5, atol=1e-6)
+
+
 # --- large models ----------------------------------------------------------------------------------------------------
 
 

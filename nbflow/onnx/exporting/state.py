@@ -45,7 +45,8 @@ REASONS: dict[str, str] = {
     **dict.fromkeys((*_JOINS, "deduplicate"), _GRADIENT),
     **dict.fromkeys(
         (
-            "conv_filter_grad", "max_pool_grad", "max_pool_pick", "avg_pool_grad", "prod_others", "prod_others_grad",
+            "conv_filter_grad", "resize_grad", "max_pool_grad", "max_pool_pick", "avg_pool_grad", "prod_others",
+            "prod_others_grad",
         ),
         _GRADIENT,
     ),
@@ -58,6 +59,9 @@ REASONS: dict[str, str] = {
         ("iterator", "iterator_next", "iterator_position", "iterator_state", "iterator_restore"),
         "an ONNX file holds no data set; make the tensors of the batch inputs of the model",
     ),
+    "argument": "it belongs to the body of an op, and is given by that op",
+    "cond": "nbflow has no export rule for bodies yet",
+    "loop": "nbflow has no export rule for bodies yet",
     "nextafter": "ONNX has no operator that looks at the bits of a number",
     "random_permutation": "ONNX has no operator that draws integers",
     "random_integers": "ONNX has no operator that draws integers",

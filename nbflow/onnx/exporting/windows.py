@@ -1,4 +1,7 @@
-"""Convolution and pooling as ONNX nodes. Channels go first and filters as (out, in, *kernel), as ONNX has them."""
+"""Convolution, pooling and interpolation as ONNX nodes.
+
+For windows, channels go first and filters as (out, in, *kernel), as ONNX has them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 
 from nbflow.onnx.exporting.indexing import product
 from nbflow.onnx.exporting.shaping import target
-from nbflow.onnx.exporting.writer import INT64, LAST, Rules, Site
+from nbflow.onnx.exporting.writer import INT64, LAST, Rules, Site, Size
 from nbflow.ops.windows import is_channels_first, output_size, pads, places_of
 from nbflow.spec import Dim
 
@@ -219,3 +222,83 @@ def _max_unpool_grad(s: Site, dy: str, ids: str) -> str:
     where = s.cast(_flat(s, ids, 1), s.specs[1].dtype, INT64)
     picked = s.add("GatherElements", _flat(s, dy, 0), where, axis=_places_axis(s))
     return s.add("Reshape", picked, s.shape(ids), allowzero=1)
+
+
+# --- interpolation ---------------------------------------------------------------------------------------------------
+
+
+FLOAT = np.dtype(np.float32)
+
+
+@RULES.writes("resize")
+def _resize(s: Site, x: str, *given: str) -> str:
+    axes, vectors, rank = list(s.attrs["axes"]), _vectors(s, given), s.specs[0].rank
+    if rank is None:
+        return _resampled(s, x, axes, vectors)
+    # Not every runtime takes vectors for some dimensions only, or has cubic kernels for others than the last ones.
+    others = [axis for axis in range(rank) if axis not in axes]
+    sizes = [s.size(x, axis, s.specs[0]) for axis in others]
+    if s.attrs["method"] == "cubic":
+        whole = _for_all(s, vectors, sizes, [*range(len(axes), rank), *range(len(axes))])
+        back = [(*others, *axes).index(axis) for axis in range(rank)]
+        return s.transpose(_resampled(s, s.transpose(x, [*others, *axes]), None, whole), back)
+    return _resampled(s, x, None, _for_all(s, vectors, sizes, [(*axes, *others).index(a) for a in range(rank)]))
+
+
+def _for_all(s: Site, vectors: dict[str, str], sizes: list[Size], order: Sequence[int]) -> dict[str, str]:
+    """The vectors with the other dimensions, of `sizes`, which stay as they are; both taken in `order`."""
+    zeros, ones = (s.const([v] * len(sizes), FLOAT) for v in (0, 1))
+    made = {
+        "roi": "",
+        "scales": vectors["scales"] and _joined(s, vectors["scales"], ones, order),
+        "sizes": vectors["sizes"] and _joined(s, vectors["sizes"], s.vector(sizes), order),
+    }
+    if vectors["roi"]:
+        start, end = s.add_many("Split", vectors["roi"], outputs=2, axis=0, num_outputs=2)
+        made["roi"] = s.add("Concat", _joined(s, start, zeros, order), _joined(s, end, ones, order), axis=0)
+    return made
+
+
+def _joined(s: Site, resized: str, others: str, order: Sequence[int]) -> str:
+    """One vector for all dimensions, of one for those that are resized and one for the others."""
+    known = [s.writer.constants.get(name) for name in (resized, others)]
+    if known[0] is not None and known[1] is not None:
+        return s.const(np.concatenate([k for k in known if k is not None])[list(order)])
+    both = s.add("Concat", resized, others, axis=0) if len(order) > len(s.attrs["axes"]) else resized
+    return s.add("Gather", both, s.ints(*order), axis=0)
+
+
+def _vectors(s: Site, given: Sequence[str]) -> dict[str, str]:
+    """roi, scales and sizes for the attribute `axes`; '' for those that there are not."""
+    attrs, found = s.attrs, {}
+    for what, dtype in (("roi", FLOAT), ("scales", FLOAT), ("sizes", INT64)):
+        found[what] = "" if attrs[what] is None else s.const(attrs[what], dtype)
+        if what in attrs["given"]:
+            place = attrs["given"].index(what)
+            vector = s.cast(given[place], s.specs[1 + place].dtype, dtype)
+            # ONNX's shape rule wants to see how many there are.
+            found[what] = s.reshape(vector, [len(attrs["axes"]) * (2 if what == "roi" else 1)])
+    if found["scales"] and found["sizes"]:
+        s.fail("ONNX's Resize takes sizes or scales, not both")
+    return found
+
+
+def _resampled(s: Site, x: str, axes: list[int] | None, vectors: dict[str, str]) -> str:
+    attrs = s.attrs
+    more: dict[str, Any] = {} if axes is None else {"axes": axes}
+    if attrs["method"] == "nearest":
+        more["nearest_mode"] = attrs["rounding"]
+    if attrs["method"] == "cubic":
+        more["cubic_coeff_a"] = attrs["cubic"]
+    for name, value in (
+        ("exclude_outside", int(attrs["exclude_outside"])),
+        ("antialias", int(attrs["antialias"])),
+        ("extrapolation_value", attrs["outside"]),
+    ):
+        if value:
+            more[name] = value
+    names = [x, vectors["roi"], vectors["scales"], vectors["sizes"]]
+    while not names[-1]:
+        names.pop()
+    mode, coordinates = attrs["method"], attrs["coordinates"]
+    return s.add("Resize", *names, mode=mode, coordinate_transformation_mode=coordinates, **more)
