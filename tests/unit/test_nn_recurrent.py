@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nbflow as nf
-from nbflow.errors import ShapeError
+from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.testing import Evaluator, check_gradients
@@ -86,17 +86,105 @@ def test_against_loops(reverse: bool, given: bool) -> None:
         np.testing.assert_allclose(found[1], last[0], rtol=1e-10)
 
 
+@pytest.fixture(params=[0, 8], ids=["loop", "unrolled"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of taking the steps."""
+    monkeypatch.setattr("nbflow.ops.recurrent._UNROLLED", request.param)
+
+
+@pytest.mark.usefixtures("either")
 def test_gradients() -> None:
     x, w, u, b = drawn(4)
+    p = RNG.normal(size=3 * UNITS)
     check_gradients(lambda *a: nf.nn.lstm(*a)[0], x[:1, :2], w, u, b)
+    check_gradients(
+        lambda x, w, u, p: nf.nn.lstm(x, w, u, lengths=[1], peepholes=p, couple=True)[0], x[:1, :2], w, u, p, order=1
+    )
     x, w, u, b = drawn(3)
     check_gradients(lambda *a: nf.nn.gru(*a)[0], x[:1, :2], w, u, b)
+    check_gradients(lambda *a: nf.nn.gru(*a, reset_after=False, reverse=True)[0], x[:1, :2], w, u, b, order=1)
+    x, w, u, b = drawn(1)
+    check_gradients(lambda *a: nf.nn.rnn(*a, lengths=[2, 4])[0], x, w, u, b)
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_sequences_of_different_lengths(reverse: bool) -> None:
+    """Each gives what it would give alone, zeros after its end, and its own last state."""
+    lengths = [3, 4]
+    with Graph().as_default():
+        x, w, u, b = drawn(4)
+        y, states = nf.nn.lstm(x, w, u, b, reverse=reverse, lengths=np.array(lengths))
+        found = Evaluator().run([y, *states])
+        for n, length in enumerate(lengths):
+            alone, last = nf.nn.lstm(x[n : n + 1, :length], w, u, b, reverse=reverse)
+            expected = Evaluator().run([alone, *last])
+            np.testing.assert_allclose(found[0][n, :length], expected[0][0], rtol=1e-10)
+            np.testing.assert_array_equal(found[0][n, length:], 0)
+            np.testing.assert_allclose(found[1][n], expected[1][0], rtol=1e-10)
+            np.testing.assert_allclose(found[2][n], expected[2][0], rtol=1e-10)
+
+
+def variant(x: A, w: A, u: A, b: A, p: A) -> A:
+    """Peepholes, coupled gates, bounds of 0.5 and other activations."""
+    h, c = np.zeros((2, N, UNITS))
+    outputs = []
+    for t in range(x.shape[1]):
+        i, _, g, o = np.split(x[:, t] @ w + h @ u + b, 4, -1)
+        i = np.tanh(np.clip(i + p[:UNITS] * c, -0.5, 0.5))
+        c = (1 - i) * c + i * np.maximum(np.clip(g, -0.5, 0.5), 0)
+        h = np.tanh(np.clip(o + p[2 * UNITS :] * c, -0.5, 0.5)) * sigma(c)
+        outputs.append(h)
+    return np.stack(outputs, 1)
+
+
+@pytest.mark.usefixtures("either")
+def test_variants_of_the_cells() -> None:
+    with Graph().as_default():
+        x, w, u, b = drawn(4)
+        p = RNG.normal(size=3 * UNITS)
+        chosen = (nf.tanh, nf.nn.relu, nf.nn.sigmoid)
+        made, _ = nf.nn.lstm(x, w, u, b, peepholes=p, activations=chosen, clip=0.5, couple=True)
+        np.testing.assert_allclose(Evaluator().run(made), variant(x, w, u, b, p), rtol=1e-10)
+
+        x, w, u, b = drawn(3)
+        d = RNG.normal(size=b.shape)
+        made, _ = nf.nn.gru(x, w, u, b, d, reset_after=False)
+        h = np.zeros((N, UNITS))
+        for t in range(TIME):
+            (r, z, a), (r_, z_, b_) = np.split(x[:, t] @ w + b, 3, -1), np.split(d, 3)
+            reset, z = sigma(r + h @ u[:, :UNITS] + r_), sigma(z + h @ u[:, UNITS : 2 * UNITS] + z_)
+            h = z * h + (1 - z) * np.tanh(a + (reset * h) @ u[:, 2 * UNITS :] + b_)
+            np.testing.assert_allclose(Evaluator().run(made[:, t]), h, rtol=1e-10)
+
+        x, w, u, b = drawn(1)
+        made, _ = nf.nn.rnn(x, w, u, b, activation=nf.nn.relu, clip=1.0)
+        h = np.zeros((N, UNITS))
+        for t in range(TIME):
+            h = np.clip(x[:, t] @ w + h @ u + b, 0, 1)
+        np.testing.assert_allclose(Evaluator().run(made[:, -1]), h, rtol=1e-10)
+
+
+def test_numbers_of_steps_known_only_at_run_time() -> None:
+    x, w, u, b = drawn(4)
+    with Graph().as_default():
+        fed = nf.placeholder("float64", None, name="fed")
+        y, (h, _) = nf.nn.lstm(fed, w, u, b)
+        assert y.shape == (None, None, UNITS)
+        (slope,) = nf.gradients(nf.sum(y), [fed])
+        expected, last = plain_lstm(x, w, u, b, np.zeros((N, UNITS)), np.zeros((N, UNITS)))
+        found = Evaluator().run([y, h, slope], {fed: x})
+        np.testing.assert_allclose(found[0], expected, rtol=1e-10)
+        np.testing.assert_allclose(found[1], last[0], rtol=1e-10)
+        assert found[2].shape == x.shape
+        none = Evaluator().run([y, h, slope], {fed: x[:, :0]})
+        assert [v.shape for v in none] == [(N, 0, UNITS), (N, UNITS), (N, 0, FEATURES)]
 
 
 @pytest.mark.parametrize("layer", [nf.layers.lstm, nf.layers.gru])
 def test_layers_learn_alike_on_one_and_two_workers(layer: Any) -> None:
     """Whether a sequence starts with a positive number: the last step must remember the first."""
-    x = RNG.normal(size=(64, 5, 1)).astype(np.float32)
+    x = np.random.default_rng(8).normal(size=(64, 5, 1)).astype(np.float32)
     y = (x[:, 0, 0] > 0).astype(np.int64)
 
     def losses(workers: int) -> A:
@@ -128,7 +216,13 @@ def test_names_shapes_and_what_is_refused() -> None:
         ]  # fmt: skip
         bias = Evaluator().run(nf.Variable.from_node(graph.node("a/bias")))
         np.testing.assert_array_equal(bias, np.repeat([0, 1, 0, 0], 5))
-        with pytest.raises(ShapeError, match="known number of steps"):
-            nf.layers.lstm(nf.placeholder("float32", (None, None, 3), name="open"), 5, name="c")
+        open_ended = nf.placeholder("float32", (None, None, 3), name="open")
+        assert nf.layers.lstm(open_ended, 5, name="c").shape == (None, None, 5)
         with pytest.raises(ShapeError, match=r"\(units, 4 · units\)"):
             nf.nn.lstm(x, np.zeros((3, 8), "f4"), np.zeros((2, 6), "f4"))
+        with pytest.raises(ShapeError, match=r"weights \(3, 6\) and recurrent weights \(2, 8\)"):
+            nf.nn.lstm(x, np.zeros((3, 6), "f4"), np.zeros((2, 8), "f4"))
+        with pytest.raises(ShapeError, match=r"lengths \(2, 1\)"):
+            nf.nn.rnn(x, np.zeros((3, 2), "f4"), np.zeros((2, 2), "f4"), lengths=[[1], [2]])
+        with pytest.raises(GraphError, match="3 activations"):
+            nf.nn.lstm(x, np.zeros((3, 8), "f4"), np.zeros((2, 8), "f4"), activations=[nf.tanh])
