@@ -1,4 +1,5 @@
-"""Rows of ops that work on some rows of a tensor or variable, and of recomputing; a part of the table in `cases.py`."""
+"""Rows of ops that work on some rows of a tensor or variable, of recomputing, and of products for gradients; a part of
+the table in `cases.py`."""
 
 from __future__ import annotations
 
@@ -168,3 +169,32 @@ row(
     differentiable=2,
 )
 row("recompute_barrier", lambda x: build("recompute_barrier", (x,)), [f(2, 3)], lambda x: x, differentiable=2)
+
+# --- products for gradients ------------------------------------------------------------------------------------------
+
+
+def _gated(x: A, y: A, made: A) -> A:
+    return np.where(x == 0, made.dtype.type(0), made)
+
+
+_WITH_ZEROS = np.array([[0.0, 1.0, -2.0], [0.0, 0.5, 3.0]])
+_BAD = np.array([np.inf, 2.0, np.nan])
+
+
+def _gated_rows(op: str, ufunc: np.ufunc) -> None:
+    def make(x: Tensor, y: Tensor) -> Tensor:
+        return build(op, (x, y))
+
+    def right(x: A, y: A) -> A:
+        return _gated(x, y, ufunc(x, y))
+
+    row(op, make, [f(2, 3), f(3, low=0.5)], right, differentiable=2)
+    row(op, make, [f(), f(low=0.5)], right, differentiable=2)
+    row(op, make, [_WITH_ZEROS, np.array([0.0, 2.0, 1.0])], right)
+    row(op, make, [_WITH_ZEROS, _BAD], right)
+    row(op, make, [np.float32(0), np.float32(np.nan)], right)
+    row(op, make, [f(0, 3), f(3)], right)
+
+
+_gated_rows("gated_multiply", np.multiply)
+_gated_rows("gated_divide", np.divide)

@@ -172,6 +172,7 @@ from nbflow.ops.manipulation import (
     triu,
 )
 from nbflow.ops.numbers import (
+    angle,
     can_cast,
     conj,
     copysign,
@@ -262,6 +263,7 @@ __all__ = [
     "add",
     "add_n",
     "all",
+    "angle",
     "any",
     "arange",
     "argmax",

@@ -26,8 +26,9 @@ from nbflow.ops._build import (
     require_kind,
     unary,
 )
+from nbflow.ops._complex import fitted, holomorphic
 from nbflow.ops.creation import constant, identity, ones_like, zeros, zeros_like
-from nbflow.ops.elementwise import astype, logical_or, where
+from nbflow.ops.elementwise import astype, logical_or, not_equal, where
 from nbflow.ops.joining import concat
 from nbflow.ops.manipulation import expand_dims, moveaxis, tril
 from nbflow.ops.reduction import sum as sum_over
@@ -160,16 +161,16 @@ def _cumulative_gradient(node: Node, grads: Grads) -> Grads:
     (grad,) = grads
     assert grad is not None  # the only output
     x, axis = node.inputs[0], node.attrs["axis"]
-    if kind_of(x.dtype) != "f":
+    if kind_of(x.dtype) not in "fc":
         return [None]
-    grad = astype(grad, x.dtype)
+    grad = fitted(grad, x)
     if node.attrs["include_initial"]:
         grad = grad[_along(axis, slice(1, None))]
     if axis != -1:
         known_rank(x.spec, "the gradient of cumulative_prod along another dimension than the last")
         x, grad = moveaxis(x, axis, -1), moveaxis(grad, axis, -1)
     wide = expand_dims(x, -2) * expand_dims(ones_like(x), -1)
-    taken = astype(tril(ones_like(wide)), BOOL)
+    taken = not_equal(tril(ones_like(wide)), 0)
     others = build("prod_others", (where(taken, wide, 1),), {"axis": -1})
     made = sum_over(where(taken, expand_dims(grad, -1) * others, 0), axis=-2)
     return [made if axis == -1 else moveaxis(made, -1, axis)]
@@ -178,7 +179,7 @@ def _cumulative_gradient(node: Node, grads: Grads) -> Grads:
 op.define(
     "cumulative_prod",
     infer=_cumulative_infer,
-    gradient=_cumulative_gradient,
+    gradient=holomorphic(_cumulative_gradient),
     cost=lambda inputs, outputs, attrs: Cost(op.size_of(inputs[0]), op.nbytes_of(inputs) + op.nbytes_of(outputs)),
     out=True,
     doc="Running products along a dimension. Its gradient takes memory for the square of the dimension. attrs: axis, "

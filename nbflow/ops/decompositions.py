@@ -1,7 +1,8 @@
-"""Matrices as products: Cholesky, QR, eigenvalues, singular values. Gradients are for real matrices.
+"""Matrices as products: Cholesky, QR, eigenvalues, singular values.
 
 Factors are those of LAPACK; where they are unique only up to signs, so are they. Gradients of eigenvectors and of
-singular vectors exist only where the values are distinct, and are infinite or NaN elsewhere.
+singular vectors exist only where the values are distinct, and are infinite or NaN elsewhere; those of complex vectors
+are for functions that do not change when a vector is turned by a phase, as only such have one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import ArrayLike, build, build_node, convert, unary
+from nbflow.ops._complex import is_complex
 from nbflow.ops.creation import zeros_like
 from nbflow.ops.joining import concat
 from nbflow.ops.linalg import matmul
 from nbflow.ops.manipulation import expand_dims, tril
 from nbflow.ops.matrices import (
+    adjoint,
     cubic_cost,
     identity_like,
     matrix_dims,
@@ -28,7 +31,6 @@ from nbflow.ops.matrices import (
     square_dims,
     symmetric,
     times,
-    transposed,
 )
 from nbflow.ops.solving import solve
 from nbflow.spec import Dim, TensorSpec, as_dtype, kind_of
@@ -70,10 +72,10 @@ def _cholesky_gradient(node: Node, grads: Grads) -> Grads:
     (grad,) = grads
     assert grad is not None  # the only output
     lower = node.outputs[0]
-    inner = matmul(lower, grad, transpose_a=True)
+    turned = adjoint(lower)
+    inner = matmul(turned, grad)
     half = (tril(inner) + tril(inner, k=-1)) * 0.5  # the lower triangle, its diagonal halved
-    turned = transposed(lower)
-    return [symmetric(solve(turned, transposed(solve(turned, half))))]
+    return [symmetric(solve(turned, adjoint(solve(turned, half))))]
 
 
 op.define(
@@ -121,10 +123,12 @@ def _qr_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec
 
 
 def _tall_qr(q: Tensor, r: Tensor, grad_q: Tensor, grad_r: Tensor) -> Tensor:
-    inner = matmul(r, grad_r, transpose_b=True) - matmul(grad_q, q, transpose_a=True)
-    copied = tril(inner) + transposed(tril(inner, k=-1))
+    inner = matmul(r, adjoint(grad_r)) - matmul(adjoint(grad_q), q)
+    below = tril(inner, k=-1)
+    diagonal = tril(inner) - below
+    copied = below + adjoint(below) + symmetric(diagonal)
     whole = grad_q + matmul(q, copied)
-    return transposed(solve(r, transposed(whole)))
+    return adjoint(solve(r, adjoint(whole)))
 
 
 def _qr_gradient(node: Node, grads: Grads) -> Grads:
@@ -142,7 +146,7 @@ def _qr_gradient(node: Node, grads: Grads) -> Grads:
         return [_tall_qr(q, r, grad_q, grad_r)]
     square, rest = r[..., :rows], x[..., rows:]
     grad_square, grad_rest = grad_r[..., :rows], grad_r[..., rows:]
-    grad_q = grad_q + matmul(rest, grad_rest, transpose_b=True)
+    grad_q = grad_q + matmul(rest, adjoint(grad_rest))
     return [concat([_tall_qr(q, square, grad_q, grad_square), matmul(q, grad_rest)], axis=-1)]
 
 
@@ -183,17 +187,17 @@ def _eigh_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSp
 
 
 def _eigh_gradient(node: Node, grads: Grads) -> Grads:
-    # Giles 2008, 3.1: U (D' + F o (U^T U')) U^T, symmetrised; F are the inverse gaps between eigenvalues.
+    # Giles 2008, 3.1: U (D' + F o (U^H U')) U^H, symmetrised; F are the inverse gaps between eigenvalues.
     grad_values, grad_vectors = grads
     values, vectors = node.outputs
     inner: Tensor | None = None
     if grad_vectors is not None:
-        inner = _inverse_gaps(values) * matmul(vectors, grad_vectors, transpose_a=True)
+        inner = _inverse_gaps(values) * matmul(adjoint(vectors), grad_vectors)
     if grad_values is not None:
         spread = identity_like(vectors) * _columns(grad_values)
         inner = spread if inner is None else inner + spread
     assert inner is not None  # one output has a gradient
-    return [symmetric(times(vectors, inner, transposed(vectors)))]
+    return [symmetric(times(vectors, inner, adjoint(vectors)))]
 
 
 op.define(
@@ -243,7 +247,8 @@ def _svd_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpe
 
 
 def _svd_gradient(node: Node, grads: Grads) -> Grads:
-    # Townsend, "Differentiating the singular value decomposition" (2016), equations 26 to 31.
+    # Townsend, "Differentiating the singular value decomposition" (2016), equations 26 to 31; the phase of complex
+    # vectors after Wan and Zhang, "Automatic differentiation for complex valued SVD", arXiv 1909.02659.
     x = node.inputs[0]
     grad_u, grad_s, grad_vh = grads
     u, s, vh = node.outputs
@@ -255,19 +260,22 @@ def _svd_gradient(node: Node, grads: Grads) -> Grads:
                 "use svd(x, full_matrices=False)"
             )
         u, s, vh = build_node("svd", (x,), {"full_matrices": False}).outputs
-    v, parts = transposed(vh), []
+    v, parts = adjoint(vh), []
     if grad_s is not None:
         parts.append(times(u * _columns(grad_s), vh))
     if grad_u is not None:
-        inner = matmul(u, grad_u, transpose_a=True)
-        turning = _inverse_gaps(s * s) * (inner - transposed(inner))
+        inner = matmul(adjoint(u), grad_u)
+        skew = inner - adjoint(inner)
+        turning = _inverse_gaps(s * s) * skew
+        if is_complex(u):
+            turning = turning + identity_like(inner) * skew * 0.5 / _columns(s * s)
         outside = (grad_u - matmul(u, inner)) / _columns(s)
         parts.append(matmul(matmul(u, turning) * _columns(s) + outside, vh))
     if grad_vh is not None:
-        grad_v = transposed(grad_vh)
-        inner = matmul(v, grad_v, transpose_a=True)
-        turning = _inverse_gaps(s * s) * (inner - transposed(inner))
-        outside = transposed(grad_v - matmul(v, inner)) / _rows(s)
+        grad_v = adjoint(grad_vh)
+        inner = matmul(vh, grad_v)
+        turning = _inverse_gaps(s * s) * (inner - adjoint(inner))
+        outside = adjoint(grad_v - matmul(v, inner)) / _rows(s)
         parts.append(matmul(u, _rows(s) * matmul(turning, vh) + outside))
     total = parts[0]
     for part in parts[1:]:

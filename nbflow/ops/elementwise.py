@@ -2,7 +2,8 @@
 
 A derivative is `f(g, x, y)`: the gradient for the input from the gradient `g` of the output, the inputs and the output
 `y` (for two inputs: `f(g, x, y, z)`). Derivatives are made of ops of this package, so they have derivatives themselves.
-Integer and boolean tensors carry no gradient; neither, in this version, do complex ones.
+They are written as for real numbers; `_complex.holomorphic` makes them right for complex ones. Integer and boolean
+tensors carry no gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from nbflow import op
 from nbflow.errors import DTypeError
 from nbflow.graph import Node, Tensor
-from nbflow.op import Attrs, Cost
+from nbflow.op import Attrs, Cost, GradientRule
 from nbflow.ops._build import (
     ArrayLike,
     Binary,
@@ -34,6 +35,8 @@ from nbflow.ops._build import (
     same_infer,
     unary,
 )
+from nbflow.ops._complex import conjugate, fitted, holomorphic, is_complex
+from nbflow.ops.gated import gated_divide, gated_multiply
 from nbflow.ops.shape import merge_specs, unbroadcast
 from nbflow.spec import DTypeLike, TensorSpec, as_dtype, broadcast_shapes, kind_of
 
@@ -45,7 +48,17 @@ Derivative2 = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 _TRANSCENDENTAL = 10.0
 
 
-def _unary_op(name: str, ufunc: np.ufunc, derivative: Derivative1 | None, doc: str, *, flops: float = 1.0) -> Unary:
+def _unary_op(
+    name: str,
+    ufunc: np.ufunc,
+    derivative: Derivative1 | None,
+    doc: str,
+    *,
+    flops: float = 1.0,
+    rule: GradientRule | None = None,
+) -> Unary:
+    """`rule` stands in the place of a `derivative` for a function that is not holomorphic."""
+
     def gradient(node: Node, grads: Grads) -> Grads:
         (grad,) = grads
         assert grad is not None  # the only output
@@ -55,7 +68,7 @@ def _unary_op(name: str, ufunc: np.ufunc, derivative: Derivative1 | None, doc: s
     op.define(
         name,
         infer=broadcast_infer(ufunc),
-        gradient=None if derivative is None else gradient,
+        gradient=rule if derivative is None else holomorphic(gradient),
         cost=_cost(flops),
         doc=doc,
         out=True,
@@ -94,7 +107,7 @@ def _binary_op(
     op.define(
         name,
         infer=broadcast_infer(ufunc),
-        gradient=None if derivatives is None else gradient,
+        gradient=None if derivatives is None else holomorphic(gradient),
         cost=_cost(flops),
         doc=doc,
         out=True,
@@ -120,6 +133,16 @@ def _zero(like: Tensor) -> Tensor:
     return convert(0, like.dtype, like=like)
 
 
+def _not_zero(x: Tensor) -> Tensor:
+    """`x`, with 1 for 0: what the numerator does not need where it is 0 as well."""
+    return where(equal(x, 0), 1, x)
+
+
+def _share_of_sum(x: Tensor, total: Tensor) -> Tensor:
+    """exp(x) as a part of exp(total); all of it where they are equal, so also where both are infinite."""
+    return where(equal(x, total), 1, exp(x - total))
+
+
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 add = _binary_op("add", np.add, (lambda g, x, y, z: g, lambda g, x, y, z: g), "x + y.")
@@ -128,7 +151,10 @@ multiply = _binary_op("multiply", np.multiply, (lambda g, x, y, z: g * y, lambda
 divide = _binary_op(
     "divide",
     np.divide,
-    (lambda g, x, y, z: g / y, lambda g, x, y, z: -g * z / y),
+    (
+        lambda g, x, y, z: gated_divide(g, y),
+        lambda g, x, y, z: -gated_divide(gated_multiply(g, z), y),
+    ),
     "x / y. Integers give float64.",
     flops=4,
 )
@@ -142,23 +168,59 @@ remainder = _binary_op(
 )
 negative = _unary_op("negative", np.negative, lambda g, x, y: -g, "-x.")
 positive = _unary_op("positive", np.positive, lambda g, x, y: g, "+x.")
-abs = _unary_op("abs", np.absolute, lambda g, x, y: g * sign(x), "|x|; the gradient at 0 is 0.")
-sign: Unary = _unary_op("sign", np.sign, None, "-1, 0 or 1. No gradient.")
+
+
+def _abs_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    x = node.inputs[0]
+    return [astype(grad, x.dtype) * sign(x)]
+
+
+def _sign_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    x, y = node.inputs[0], node.outputs[0]
+    if not is_complex(x):
+        return [None]
+    # x / |x| moves only across its direction y: by the part of the gradient that is not along y.
+    along = astype(build("real", (build("conj", (y,)) * grad,)), x.dtype)
+    size = abs(x)
+    safe = where(equal(size, 0), 1, size)
+    return [(grad - y * along) * where(equal(y, 0), 0, 1 / astype(safe, x.dtype))]
+
+
+abs = _unary_op("abs", np.absolute, None, "|x|; the gradient at 0 is 0.", rule=_abs_gradient)
+sign: Unary = _unary_op(
+    "sign",
+    np.sign,
+    None,
+    "-1, 0 or 1, of a real x without a gradient: it is 0 off the jump. Of a complex x: x / |x|.",
+    rule=_sign_gradient,
+)
 square = _unary_op("square", np.square, lambda g, x, y: g * x * 2, "x * x.")
-sqrt = _unary_op("sqrt", np.sqrt, lambda g, x, y: g * 0.5 / y, "Square root.", flops=4)
-rsqrt = _unary_op("rsqrt", np.sqrt, lambda g, x, y: g * y * y * y * -0.5, "1 / sqrt(x).", flops=8)
-reciprocal = _unary_op("reciprocal", np.reciprocal, lambda g, x, y: -g * y * y, "1 / x.", flops=4)
+sqrt = _unary_op("sqrt", np.sqrt, lambda g, x, y: gated_divide(g * 0.5, y), "Square root.", flops=4)
+rsqrt = _unary_op("rsqrt", np.sqrt, lambda g, x, y: gated_multiply(g, y * y * y * -0.5), "1 / sqrt(x).", flops=8)
+reciprocal = _unary_op("reciprocal", np.reciprocal, lambda g, x, y: -gated_multiply(g, y * y), "1 / x.", flops=4)
 
 
 def _power_base(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     # y * x**(y-1), which for y = 0 would be 0 * inf where x is 0.
-    return g * y * build("pow", (x, where(equal(y, 0), 1, y - 1)))
+    return gated_multiply(g, y * build("pow", (x, where(equal(y, 0), 1, y - 1))))
 
 
 def _power_exponent(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     # The derivative for y exists only for x > 0; elsewhere it is taken as 0, as TensorFlow and JAX do.
+    if is_complex(z):
+        return _complex_power_exponent(g, x, y, z)
     usable = greater(x, 0)
-    return g * z * where(usable, log(where(usable, x, 1)), 0)
+    return gated_multiply(g, where(usable, z * log(where(usable, x, 1)), 0))
+
+
+def _complex_power_exponent(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    base = astype(x, z.dtype)
+    usable = not_equal(base, 0)
+    return gated_multiply(g, where(usable, z * log(where(usable, base, 1)), 0))
 
 
 _power = _binary_op(
@@ -184,38 +246,50 @@ def pow(x: ArrayLike, y: ArrayLike, /, *, name: str | None = None) -> Tensor:
 # --- exponentials and trigonometry -----------------------------------------------------------------------------------
 
 _T = _TRANSCENDENTAL
-exp = _unary_op("exp", np.exp, lambda g, x, y: g * y, "e ** x.", flops=_T)
-expm1 = _unary_op("expm1", np.expm1, lambda g, x, y: g * (y + 1), "e ** x - 1, exact near 0.", flops=_T)
-log = _unary_op("log", np.log, lambda g, x, y: g / x, "Natural logarithm.", flops=_T)
-log1p = _unary_op("log1p", np.log1p, lambda g, x, y: g / (x + 1), "log(1 + x), exact near 0.", flops=_T)
-log2 = _unary_op("log2", np.log2, lambda g, x, y: g / (x * math.log(2)), "Logarithm to base 2.", flops=_T)
-log10 = _unary_op("log10", np.log10, lambda g, x, y: g / (x * math.log(10)), "Logarithm to base 10.", flops=_T)
+exp = _unary_op("exp", np.exp, lambda g, x, y: gated_multiply(g, y), "e ** x.", flops=_T)
+expm1 = _unary_op("expm1", np.expm1, lambda g, x, y: gated_multiply(g, y + 1), "e ** x - 1, exact near 0.", flops=_T)
+log = _unary_op("log", np.log, lambda g, x, y: gated_divide(g, x), "Natural logarithm.", flops=_T)
+log1p = _unary_op("log1p", np.log1p, lambda g, x, y: gated_divide(g, x + 1), "log(1 + x), exact near 0.", flops=_T)
+log2 = _unary_op("log2", np.log2, lambda g, x, y: gated_divide(g, x * math.log(2)), "Logarithm to base 2.", flops=_T)
+log10 = _unary_op(
+    "log10", np.log10, lambda g, x, y: gated_divide(g, x * math.log(10)), "Logarithm to base 10.", flops=_T
+)
 sin = _unary_op("sin", np.sin, lambda g, x, y: g * cos(x), "Sine; radians.", flops=_T)
 cos: Unary = _unary_op("cos", np.cos, lambda g, x, y: -g * sin(x), "Cosine; radians.", flops=_T)
 tan = _unary_op("tan", np.tan, lambda g, x, y: g * (y * y + 1), "Tangent; radians.", flops=_T)
-sinh = _unary_op("sinh", np.sinh, lambda g, x, y: g * cosh(x), "Hyperbolic sine.", flops=_T)
-cosh: Unary = _unary_op("cosh", np.cosh, lambda g, x, y: g * sinh(x), "Hyperbolic cosine.", flops=_T)
+sinh = _unary_op("sinh", np.sinh, lambda g, x, y: gated_multiply(g, cosh(x)), "Hyperbolic sine.", flops=_T)
+cosh: Unary = _unary_op("cosh", np.cosh, lambda g, x, y: gated_multiply(g, sinh(x)), "Hyperbolic cosine.", flops=_T)
 tanh = _unary_op("tanh", np.tanh, lambda g, x, y: g * (1 - y * y), "Hyperbolic tangent.", flops=_T)
-asin = _unary_op("asin", np.arcsin, lambda g, x, y: g * rsqrt(1 - x * x), "Inverse sine, radians.", flops=_T)
-acos = _unary_op("acos", np.arccos, lambda g, x, y: -g * rsqrt(1 - x * x), "Inverse cosine, radians.", flops=_T)
+asin = _unary_op(
+    "asin", np.arcsin, lambda g, x, y: gated_multiply(g, rsqrt(1 - x * x)), "Inverse sine, radians.", flops=_T
+)
+acos = _unary_op(
+    "acos", np.arccos, lambda g, x, y: -gated_multiply(g, rsqrt(1 - x * x)), "Inverse cosine, radians.", flops=_T
+)
 atan = _unary_op("atan", np.arctan, lambda g, x, y: g / (x * x + 1), "Inverse tangent, radians.", flops=_T)
 asinh = _unary_op("asinh", np.arcsinh, lambda g, x, y: g * rsqrt(x * x + 1), "Inverse of sinh.", flops=_T)
-acosh = _unary_op("acosh", np.arccosh, lambda g, x, y: g * rsqrt(x * x - 1), "Inverse of cosh.", flops=_T)
-atanh = _unary_op("atanh", np.arctanh, lambda g, x, y: g / (1 - x * x), "Inverse of tanh.", flops=_T)
+acosh = _unary_op(
+    "acosh", np.arccosh, lambda g, x, y: gated_multiply(g, rsqrt(x * x - 1)), "Inverse of cosh.", flops=_T
+)
+atanh = _unary_op("atanh", np.arctanh, lambda g, x, y: gated_divide(g, 1 - x * x), "Inverse of tanh.", flops=_T)
 atan2 = _binary_op(
     "atan2",
     np.arctan2,
-    (lambda g, x, y, z: g * y / (x * x + y * y), lambda g, x, y, z: -g * x / (x * x + y * y)),
-    "The angle of the point (y, x): inverse tangent of x / y in the right quadrant, radians.",
+    (lambda g, x, y, z: g * y / _not_zero(x * x + y * y), lambda g, x, y, z: -g * x / _not_zero(x * x + y * y)),
+    "The angle of the point (y, x): inverse tangent of x / y in the right quadrant, radians. The gradient at 0 is 0.",
     flops=2 * _T,
 )
 hypot = _binary_op(
-    "hypot", np.hypot, (lambda g, x, y, z: g * x / z, lambda g, x, y, z: g * y / z), "sqrt(x*x + y*y).", flops=_T
+    "hypot",
+    np.hypot,
+    (lambda g, x, y, z: g * x / _not_zero(z), lambda g, x, y, z: g * y / _not_zero(z)),
+    "sqrt(x*x + y*y); the gradient at 0, 0 is 0.",
+    flops=_T,
 )
 logaddexp = _binary_op(
     "logaddexp",
     np.logaddexp,
-    (lambda g, x, y, z: g * exp(x - z), lambda g, x, y, z: g * exp(y - z)),
+    (lambda g, x, y, z: g * _share_of_sum(x, z), lambda g, x, y, z: g * _share_of_sum(y, z)),
     "log(exp(x) + exp(y)) without overflow.",
     flops=2 * _T,
 )
@@ -305,8 +379,8 @@ def _where_gradient(node: Node, grads: Grads) -> Grads:
     condition, x, y = node.inputs
     return [
         None,
-        unbroadcast(where(condition, grad, _zero(grad)), x, condition.shape, y.shape),
-        unbroadcast(where(condition, _zero(grad), grad), y, condition.shape, x.shape),
+        fitted(unbroadcast(where(condition, grad, _zero(grad)), x, condition.shape, y.shape), x),
+        fitted(unbroadcast(where(condition, _zero(grad), grad), y, condition.shape, x.shape), y),
     ]
 
 
@@ -380,7 +454,7 @@ def _astype_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tensor
 def _astype_gradient(node: Node, grads: Grads) -> Grads:
     (grad,) = grads
     assert grad is not None  # the only output
-    return [astype(grad, node.inputs[0].dtype) if kind_of(node.inputs[0].dtype) == "f" else None]
+    return [fitted(grad, node.inputs[0]) if kind_of(node.inputs[0].dtype) in "fc" else None]
 
 
 op.define(
@@ -449,7 +523,7 @@ def _weighted_sum_gradient(node: Node, grads: Grads) -> Grads:
     values, weights = node.inputs[:count], node.inputs[count:]
     out: list[Tensor | None] = [grad * astype(w, grad.dtype) for w in weights]
     for value, weight in zip(values, weights, strict=True):
-        out.append(astype((grad * value).sum(), weight.dtype) if kind_of(weight.dtype) == "f" else None)
+        out.append(fitted((grad * conjugate(value)).sum(), weight) if kind_of(weight.dtype) == "f" else None)
     return out
 
 

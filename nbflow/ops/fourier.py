@@ -1,7 +1,7 @@
 """Discrete Fourier transforms, as in the array API's `fft` extension; sizes, dimensions and scaling as in numpy.
 
-The transforms have no gradient in this version: one side of each is complex, and complex tensors carry none. Shifts
-do: they only move elements.
+The transforms are linear, so a gradient is the transposed transform, conjugated: that of `fftn` is `ifftn` without its
+scaling, of what was cut or padded the part that was used.
 """
 
 from __future__ import annotations
@@ -14,9 +14,21 @@ import numpy as np
 from nbflow import op
 from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor
-from nbflow.op import Attrs, Cost
-from nbflow.ops._build import DEFAULT_FLOAT, ArrayLike, axis_attr, build, convert, int_tuple, require_kind, same_infer
+from nbflow.op import Attrs, Cost, GradientRule
+from nbflow.ops._build import (
+    DEFAULT_FLOAT,
+    ArrayLike,
+    axis_attr,
+    build,
+    convert,
+    int_tuple,
+    known_rank,
+    require_kind,
+    same_infer,
+)
+from nbflow.ops._complex import fitted
 from nbflow.ops.creation import constant
+from nbflow.ops.manipulation import pad
 from nbflow.ops.numbers import conj
 from nbflow.spec import Dim, DTypeLike, TensorSpec, as_dtype, format_shape, normalize_axes, normalize_axis
 
@@ -64,7 +76,9 @@ def _transformed(spec: TensorSpec, attrs: Attrs, real_input: bool, real_output: 
     return dims
 
 
-def _define(name: str, doc: str, *, real_input: bool = False, real_output: bool = False) -> None:
+def _define(
+    name: str, doc: str, gradient: GradientRule, *, real_input: bool = False, real_output: bool = False
+) -> None:
     def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
         (spec,) = inputs
         kinds, words = ("f", "real floating point numbers") if real_input else ("fc", "floating point numbers")
@@ -79,9 +93,9 @@ def _define(name: str, doc: str, *, real_input: bool = False, real_output: bool 
     op.define(
         name,
         infer=infer,
-        gradient=None,
+        gradient=gradient,
         cost=_cost,
-        doc=f"{doc} attrs: s (sizes, or None), axes (or None), norm ('backward', 'ortho', 'forward'). No gradient.",
+        doc=f"{doc} attrs: s (sizes, or None), axes (or None), norm ('backward', 'ortho', 'forward').",
     )
 
 
@@ -90,10 +104,89 @@ def _cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: At
     return Cost(5 * size * max(1.0, float(np.log2(size + 1))), op.nbytes_of(inputs) + op.nbytes_of(outputs))
 
 
-_define("fftn", "The Fourier transform over dimensions.")
-_define("ifftn", "The inverse Fourier transform over dimensions.")
-_define("rfftn", "The Fourier transform of real numbers, without the redundant half.", real_input=True)
-_define("irfftn", "The inverse of rfftn; real numbers.", real_output=True)
+def _transposed(name: str, grad: Tensor, attrs: Attrs, rank: int | None) -> Tensor:
+    """Transform `name` of the gradient over the same dimensions, at the lengths they have, with the scaling left."""
+    axes = attrs["axes"] if rank is None else tuple(_axes(rank, attrs))
+    return build(name, (grad,), {"s": None, "axes": axes, "norm": _NORMS[attrs["norm"]]})
+
+
+def _whole_gradient(inverse: str) -> GradientRule:
+    def gradient(node: Node, grads: Grads) -> Grads:
+        (grad,) = grads
+        assert grad is not None  # the only output
+        x = node.inputs[0]
+        back = _transposed(inverse, grad, node.attrs, _rank_of(node))
+        return [fitted(_uncut(back, x, node.attrs), x)]
+
+    return gradient
+
+
+def _rfftn_gradient(node: Node, grads: Grads) -> Grads:
+    # The frequencies that are not given are not there: zeros, up to the length of what was transformed.
+    (grad,) = grads
+    assert grad is not None  # the only output
+    x, rank = node.inputs[0], _rank_of(node)
+    rank = known_rank(x.spec, "the gradient of rfftn") if rank is None else rank
+    last = _axes(rank, node.attrs)[-1]
+    points = node.attrs["s"][-1] if node.attrs["s"] is not None else _known(x, last, "rfftn")
+    missing = points - (points // 2 + 1)
+    widths = tuple((0, missing if n == last else 0) for n in range(rank))
+    back = _transposed("ifftn", pad(grad, widths), node.attrs, rank)
+    return [fitted(_uncut(back, x, node.attrs), x)]
+
+
+def _irfftn_gradient(node: Node, grads: Grads) -> Grads:
+    # Every frequency but the first (and the middle one) also stands for its mirror image.
+    (grad,) = grads
+    assert grad is not None  # the only output
+    x, y = node.inputs[0], node.outputs[0]
+    rank = known_rank(x.spec, "the gradient of irfftn")
+    last = _axes(rank, node.attrs)[-1]
+    points = _known(y, last, "irfftn")
+    counts = np.full(points // 2 + 1, 2.0)
+    counts[0] = 1
+    if points % 2 == 0:
+        counts[-1] = 1
+    back = _transposed("rfftn", grad, node.attrs, rank)
+    weights = constant(counts.reshape(-1, *[1] * (rank - 1 - last)), y.dtype)
+    return [_uncut(back * weights, x, {**node.attrs, "halved": last})]
+
+
+def _rank_of(node: Node) -> int | None:
+    return None if node.inputs[0].shape is None else len(node.inputs[0].shape)
+
+
+def _known(x: Tensor, axis: int, what: str) -> int:
+    dim = None if x.shape is None else x.shape[axis]
+    if dim is None:
+        raise ShapeError(
+            f"the gradient of {what} needs to know dimension {axis} of {x!r}; give the placeholder a shape, or the "
+            "transform its size"
+        )
+    return dim
+
+
+def _uncut(grad: Tensor, x: Tensor, attrs: Attrs) -> Tensor:
+    """The gradient for `x` from that for `x` cut or padded to the transform's sizes."""
+    if attrs["s"] is None:
+        return grad
+    rank = known_rank(x.spec, "the gradient of a Fourier transform of given sizes")
+    axes = _axes(rank, attrs)
+    cut: list[tuple[Any, Any, Any]] = [(None, None, None)] * rank
+    widths = [(0, 0)] * rank
+    for axis, size in zip(axes, attrs["s"], strict=True):
+        used = size // 2 + 1 if attrs.get("halved") == axis else size
+        here = _known(x, axis, "a Fourier transform of given sizes")
+        cut[axis] = (None, min(used, here), None)
+        widths[axis] = (0, max(here - used, 0))
+    made = build("getitem", (grad,), {"index": tuple(cut)})
+    return pad(made, widths) if any(w for pair in widths for w in pair) else made
+
+
+_define("fftn", "The Fourier transform over dimensions.", _whole_gradient("ifftn"))
+_define("ifftn", "The inverse Fourier transform over dimensions.", _whole_gradient("fftn"))
+_define("rfftn", "The Fourier transform of real numbers, without the redundant half.", _rfftn_gradient, real_input=True)
+_define("irfftn", "The inverse of rfftn; real numbers.", _irfftn_gradient, real_output=True)
 
 
 def _build(name: str, x: Tensor, sizes: Any, axes: Axes, norm: str, label: str | None) -> Tensor:

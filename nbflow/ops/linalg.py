@@ -12,6 +12,7 @@ from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import ArrayLike, build, convert_all, int_tuple, known_rank, promote, static_shape, ufunc_dtype
+from nbflow.ops._complex import holomorphic
 from nbflow.ops.manipulation import expand_dims, permute_dims, squeeze
 from nbflow.ops.numbers import conj
 from nbflow.ops.reduction import sum as sum_over
@@ -69,7 +70,7 @@ def _matmul_cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], at
 op.define(
     "matmul",
     infer=_matmul_infer,
-    gradient=_matmul_gradient,
+    gradient=holomorphic(_matmul_gradient),
     cost=_matmul_cost,
     out=True,
     doc="The product of matrices, the last two dimensions; the others broadcast. attrs: transpose_a, transpose_b.",

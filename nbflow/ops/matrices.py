@@ -12,6 +12,7 @@ from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost, CostRule
 from nbflow.ops._build import ArrayLike, build, convert, convert_all, unary
+from nbflow.ops._complex import conjugate
 from nbflow.ops.creation import eye, ones_like
 from nbflow.ops.linalg import matmul
 from nbflow.ops.manipulation import matrix_transpose, roll, tril, triu
@@ -68,9 +69,14 @@ def transposed(x: Tensor) -> Tensor:
     return matrix_transpose(x)
 
 
+def adjoint(x: Tensor) -> Tensor:
+    """The transpose, conjugated if complex."""
+    return conjugate(matrix_transpose(x))
+
+
 def symmetric(x: Tensor) -> Tensor:
-    """The symmetric part, (x + x^T) / 2."""
-    return (x + matrix_transpose(x)) * 0.5
+    """The symmetric (Hermitian) part, (x + x^H) / 2."""
+    return (x + adjoint(x)) * 0.5
 
 
 def identity_like(x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def vector_norm(
     elif ord == 1:
         made = sum_over(abs(tensor), axis=axis, keepdims=keepdims)
     else:
-        made = pow(sum_over(pow(abs(tensor), float(ord)), axis=axis, keepdims=keepdims), 1 / float(ord))
+        made = _root(sum_over(pow(abs(tensor), float(ord)), axis=axis, keepdims=keepdims), float(ord))
     return made if name is None else identity(made, name=name)
 
 

@@ -1,6 +1,6 @@
 """What a number is made of: sign, real and imaginary parts, its neighbours; and what dtypes do with each other.
 
-Real and imaginary parts of complex tensors carry no gradient, as complex tensors do not in this version.
+For what the gradient for a complex number is, see `_complex.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nbflow.ops._build import (
     unary,
 )
 from nbflow.ops.creation import identity, zeros_like
-from nbflow.ops.elementwise import equal, where
+from nbflow.ops.elementwise import astype, atan2, equal, where
 from nbflow.ops.shape import unbroadcast
 from nbflow.spec import DTypeLike, TensorSpec, as_dtype, kind_of
 
@@ -98,24 +98,33 @@ def _conj_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSp
     return same_infer(inputs, attrs)
 
 
-for _name, _what in (("real", "real"), ("imag", "imaginary")):
+def _define_part(name: str, what: str, unit: complex) -> None:
+    def gradient(node: Node, grads: Grads) -> Grads:
+        (grad,) = grads
+        assert grad is not None  # the only output
+        wide = astype(grad, node.inputs[0].dtype)
+        return [wide if unit == 1 else wide * unit]
+
     op.define(
-        _name,
+        name,
         infer=_part_infer,
-        gradient=None,
+        gradient=gradient,
         cost=op.free_cost,
         alias=True,
         elementwise=True,
-        doc=f"The {_what} parts of complex numbers; a view. No gradient: complex tensors carry none.",
+        doc=f"The {what} parts of complex numbers; a view.",
     )
-op.define(
-    "conj",
-    infer=_conj_infer,
-    gradient=None,
-    out=True,
-    elementwise=True,
-    doc="Complex conjugates. No gradient: complex tensors carry none.",
-)
+
+
+def _conj_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    return [build("conj", (grad,))]
+
+
+_define_part("real", "real", 1)
+_define_part("imag", "imaginary", 1j)
+op.define("conj", infer=_conj_infer, gradient=_conj_gradient, out=True, elementwise=True, doc="Complex conjugates.")
 
 
 def _numeric(x: ArrayLike) -> Tensor:
@@ -134,6 +143,14 @@ def imag(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
     """The imaginary part, complex64 as float32 and complex128 as float64; of a real tensor, zeros."""
     tensor = _numeric(x)
     return build("imag", (tensor,), name=name) if kind_of(tensor.dtype) == "c" else zeros_like(tensor, name=name)
+
+
+def angle(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
+    """The angle of a complex number in the plane, from -pi to pi; of a real one 0 or pi. The gradient at 0 is 0."""
+    tensor = _numeric(x)
+    if kind_of(tensor.dtype) in "iu":
+        raise DTypeError(f"the angle of {tensor.dtype} is not defined; use nf.astype first")
+    return atan2(imag(tensor), real(tensor), name=name)
 
 
 def conj(x: ArrayLike, /, *, name: str | None = None) -> Tensor:

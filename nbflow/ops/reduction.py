@@ -25,7 +25,8 @@ from nbflow.ops._build import (
     ufunc_dtype,
     unary,
 )
-from nbflow.ops.creation import stop_gradient
+from nbflow.ops._complex import fitted, holomorphic
+from nbflow.ops.creation import stop_gradient, zeros_like
 from nbflow.ops.elementwise import astype, equal, exp, isfinite, log, sqrt, square, where
 from nbflow.ops.manipulation import expand_dims, flip, squeeze
 from nbflow.ops.shape import broadcast_like
@@ -114,9 +115,9 @@ def _accumulator(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
 
 def _sum_gradient(node: Node, grads: Grads) -> Grads:
     x = node.inputs[0]
-    if kind_of(x.dtype) != "f":
+    if kind_of(x.dtype) not in "fc":
         return [None]
-    return [broadcast_like(_kept(astype(_only(grads), x.dtype), node), x)]
+    return [broadcast_like(_kept(fitted(_only(grads), x), node), x)]
 
 
 _define("sum", _accumulator, _sum_gradient, "The sum. attrs: dtype (None: the input's; 64 bits for integers).")
@@ -153,10 +154,10 @@ def mean(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: st
 
 def _prod_gradient(node: Node, grads: Grads) -> Grads:
     x = node.inputs[0]
-    if kind_of(x.dtype) != "f":
+    if kind_of(x.dtype) not in "fc":
         return [None]
     others = build("prod_others", (x,), {"axis": node.attrs["axis"]})
-    return [_kept(astype(_only(grads), x.dtype), node) * others]
+    return [_kept(fitted(_only(grads), x), node) * others]
 
 
 def _prod_others_gradient(node: Node, grads: Grads) -> Grads:
@@ -167,11 +168,16 @@ def _no_third_derivative(node: Node, grads: Grads) -> Grads:
     raise GraphError("third derivatives of nf.prod are not available; write the product as exp(sum(log(x))) if x > 0")
 
 
-_define("prod", _accumulator, _prod_gradient, "The product. attrs: dtype (None: the input's; 64 bits for integers).")
+_define(
+    "prod",
+    _accumulator,
+    holomorphic(_prod_gradient),
+    "The product. attrs: dtype (None: the input's; 64 bits for integers).",
+)
 op.define(
     "prod_others",
     infer=lambda inputs, attrs: [TensorSpec(inputs[0].shape, inputs[0].dtype)],
-    gradient=_prod_others_gradient,
+    gradient=holomorphic(_prod_others_gradient),
     doc="For each element the product of all others along axis, exact where elements are 0. attrs: axis.",
 )
 op.define(
@@ -290,9 +296,9 @@ def _cumulative_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Te
 
 def _cumulative_gradient(node: Node, grads: Grads) -> Grads:
     x, axis = node.inputs[0], node.attrs["axis"]
-    if kind_of(x.dtype) != "f":
+    if kind_of(x.dtype) not in "fc":
         return [None]
-    grad = astype(_only(grads), x.dtype)
+    grad = fitted(_only(grads), x)
     total = flip(cumulative_sum(flip(grad, axis=axis), axis=axis), axis=axis)
     if node.attrs["include_initial"]:
         after = [slice(None)] * (-1 - axis) if axis < 0 else []
@@ -353,17 +359,21 @@ def var(
 def std(
     x: ArrayLike, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False, name: str | None = None
 ) -> Tensor:
-    """The standard deviation over `axis`, the square root of `nf.var`."""
-    return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims), name=name)
+    """The standard deviation over `axis`, the square root of `nf.var`; the gradient where it is 0 is 0."""
+    spread = var(x, axis=axis, correction=correction, keepdims=keepdims)
+    nothing = equal(spread, 0)
+    return build("where", (nothing, zeros_like(spread), sqrt(where(nothing, 1, spread))), name=name)
 
 
 def logsumexp(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
-    """log(sum(exp(x))) over `axis`, without overflow."""
+    """log(sum(exp(x))) over `axis`, without overflow; -inf over nothing but -inf, where the gradient is 0."""
     tensor = convert(x)
     require_kind(tensor.spec, "f", "logsumexp is of floating point values")
     top = stop_gradient(max(tensor, axis=axis, keepdims=True))
     shift = where(isfinite(top), top, 0)  # inf - inf would be NaN
-    made = log(sum(exp(tensor - shift), axis=axis, keepdims=True)) + shift
+    total = sum(exp(tensor - shift), axis=axis, keepdims=True)
+    none = equal(total, 0)
+    made = where(none, top, log(where(none, 1, total))) + shift
     if keepdims:
         return made if name is None else build("identity", (made,), name=name)
     axes = axis_attr(axis)

@@ -1,4 +1,4 @@
-"""Linear systems: solve, inverse, pseudo-inverse, determinants, powers. Gradients are for real matrices.
+"""Linear systems: solve, inverse, pseudo-inverse, determinants, powers.
 
 Rules after Giles, "An extended collection of matrix derivative results for forward and reverse mode algorithmic
 differentiation" (Oxford, 2008); that of the pseudo-inverse after Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973).
@@ -16,10 +16,13 @@ from nbflow.errors import ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import ArrayLike, build, build_node, convert, convert_all, promote, unary
+from nbflow.ops._complex import holomorphic, is_complex
 from nbflow.ops.creation import identity
+from nbflow.ops.elementwise import astype
 from nbflow.ops.linalg import matmul
 from nbflow.ops.manipulation import expand_dims, squeeze
-from nbflow.ops.matrices import cubic_cost, identity_like, matrix_dims, shaped, square_dims, times, transposed
+from nbflow.ops.matrices import adjoint, cubic_cost, identity_like, matrix_dims, shaped, square_dims, times, transposed
+from nbflow.ops.numbers import conj, imag
 from nbflow.ops.shape import broadcast_like, unbroadcast
 from nbflow.spec import Shape, TensorSpec, as_dtype, broadcast_shapes, format_shape
 
@@ -66,7 +69,7 @@ def _solve_gradient(node: Node, grads: Grads) -> Grads:
 op.define(
     "solve",
     infer=_solve_infer,
-    gradient=_solve_gradient,
+    gradient=holomorphic(_solve_gradient),
     cost=cubic_cost(2 / 3),
     doc="X with A X = B for square matrices A and matrices B; batches broadcast. A singular A is an error at run time.",
 )
@@ -100,7 +103,7 @@ def _inv_gradient(node: Node, grads: Grads) -> Grads:
 op.define(
     "inv",
     infer=_inv_infer,
-    gradient=_inv_gradient,
+    gradient=holomorphic(_inv_gradient),
     cost=cubic_cost(2.0),
     doc="The inverse of square matrices; a singular one is an error at run time.",
 )
@@ -119,7 +122,7 @@ def _pinv_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSp
 def _pinv_gradient(node: Node, grads: Grads) -> Grads:
     # Golub and Pereyra (4.12), transposed; it holds where the rank does not change.
     grad, a, p = _only(grads), node.inputs[0], node.outputs[0]
-    p_t, grad_t = transposed(p), transposed(grad)
+    p_t, grad_t = adjoint(p), adjoint(grad)
     left, right = times(a, p), times(p, a)
     outside = times(identity_like(left) - left, grad_t, p, p_t)
     inside = times(p_t, p, grad_t, identity_like(right) - right)
@@ -171,15 +174,21 @@ def _slogdet_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tenso
 
 
 def _slogdet_gradient(node: Node, grads: Grads) -> Grads:
-    # The logarithm of Giles 2.2.4; the sign is piecewise constant.
-    grad = grads[1]
-    return [None if grad is None else _spread(grad) * transposed(inv(node.inputs[0]))]
+    # The logarithm of Giles 2.2.4. The sign of real matrices is piecewise constant; that of complex ones, exp(i t),
+    # turns with the imaginary part t of the logarithm.
+    x, sign = node.inputs[0], node.outputs[0]
+    grad_sign, grad_log = grads
+    total = None if grad_log is None else astype(grad_log, x.dtype)
+    if grad_sign is not None and is_complex(x):
+        turning = astype(imag(conj(sign) * grad_sign), x.dtype) * 1j
+        total = turning if total is None else total + turning
+    return [None if total is None else _spread(total) * adjoint(inv(x))]
 
 
 op.define(
     "det",
     infer=_det_infer,
-    gradient=_det_gradient,
+    gradient=holomorphic(_det_gradient),
     cost=cubic_cost(2 / 3),
     doc="The determinant of square matrices. Its gradient at a singular matrix is an error at run time.",
 )

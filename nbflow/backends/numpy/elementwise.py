@@ -78,6 +78,24 @@ UFUNCS: dict[str, np.ufunc] = {
 TABLE.update(UFUNCS)
 
 
+def _define_gated(name: str, ufunc: np.ufunc) -> None:
+    @TABLE.implements(name)
+    def gated(x: A, y: A, *, out: A | None = None) -> A:
+        made: A = ufunc(x, y, out=out)
+        # An infinity or NaN anywhere shows in the sum, which costs less than looking for zeros each time.
+        if np.isfinite(np.add.reduce(made, axis=None)):
+            return made
+        zero = np.equal(x, 0)
+        if out is None:
+            return np.where(zero, made.dtype.type(0), made)
+        np.copyto(out, 0, where=zero)
+        return out
+
+
+_define_gated("gated_multiply", np.multiply)
+_define_gated("gated_divide", np.true_divide)
+
+
 @TABLE.implements("rsqrt")
 def _rsqrt(x: A, *, out: A | None = None) -> A:
     made: A = np.reciprocal(np.sqrt(x, out=out), out=out)

@@ -1,0 +1,63 @@
+"""Products and quotients for gradients, in which a zero gradient wins over an infinite derivative.
+
+In `nf.where(x > 0, nf.sqrt(x), 0)` the square root gets gradient 0 where x is 0. Its derivative is infinite there, and
+0 · inf is NaN, though nothing depends on that element. Rules with derivatives that can be infinite use these ops: what
+nobody asks for stays 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nbflow import op
+from nbflow.graph import Node, Tensor
+from nbflow.ops._build import broadcast_infer, build
+from nbflow.ops._complex import holomorphic
+from nbflow.ops.shape import unbroadcast
+
+Grads = Sequence[Tensor | None]
+
+
+def gated_multiply(gradient: Tensor, derivative: Tensor) -> Tensor:
+    """gradient · derivative, and 0 where the gradient is 0, whatever the derivative."""
+    return build("gated_multiply", (gradient, derivative))
+
+
+def gated_divide(gradient: Tensor, divisor: Tensor) -> Tensor:
+    """gradient / divisor, and 0 where the gradient is 0, whatever the divisor."""
+    return build("gated_divide", (gradient, divisor))
+
+
+def _multiply_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    x, y = node.inputs
+    return [unbroadcast(gated_multiply(grad, y), x, y.shape), unbroadcast(gated_multiply(grad, x), y, x.shape)]
+
+
+def _divide_gradient(node: Node, grads: Grads) -> Grads:
+    (grad,) = grads
+    assert grad is not None  # the only output
+    x, y = node.inputs
+    below = -gated_divide(gated_multiply(grad, node.outputs[0]), y)
+    return [unbroadcast(gated_divide(grad, y), x, y.shape), unbroadcast(below, y, x.shape)]
+
+
+op.define(
+    "gated_multiply",
+    infer=broadcast_infer(np.multiply),
+    gradient=holomorphic(_multiply_gradient),
+    out=True,
+    elementwise=True,
+    doc="x * y, but 0 where x is 0, also if y is infinite or NaN: for gradients.",
+)
+op.define(
+    "gated_divide",
+    infer=broadcast_infer(np.divide),
+    gradient=holomorphic(_divide_gradient),
+    out=True,
+    elementwise=True,
+    doc="x / y, but 0 where x is 0, also if y is 0 or NaN: for gradients.",
+)
