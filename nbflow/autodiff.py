@@ -16,11 +16,10 @@ from itertools import islice
 from typing import Literal, overload
 
 from nbflow.errors import DTypeError, GraphError, ShapeError
-from nbflow.graph import Graph, Node, Tensor, ToTensor, ancestors, get_graph
-from nbflow.ops import add, add_n, astype, ones_like, zeros_like
+from nbflow.graph import Graph, Node, Tensor, ToTensor, ancestors
+from nbflow.ops import add_n, astype, ones_like, zeros_like
 from nbflow.ops._build import ArrayLike, as_tensor, convert
 from nbflow.ops.control_gradients import SWEEP
-from nbflow.ops.loops import build_loop, cond
 from nbflow.ops.slices import Gradient, IndexedSlices, dense, joined
 from nbflow.spec import Shape, format_shape, kind_of, shape_accepts
 
@@ -356,5 +355,5 @@ class _Made:
                 del self._nodes[node.name]
 
 
-# The rules of loops and branches differentiate bodies, and build others.
-SWEEP.update(gradients=gradients, zeros_like=zeros_like, add=add, cond=cond, build_loop=build_loop, get_graph=get_graph)
+# The rules of loops and branches differentiate bodies.
+SWEEP["gradients"] = gradients

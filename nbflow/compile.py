@@ -295,8 +295,8 @@ def _stacked(node: Node) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
     """Shape and dtype of a row of each stacked output, for a loop that never runs; 0 where a dimension is unknown."""
     if node.op != "loop":
         return ()
-    rows = node.outputs[node.attrs["carried"] + 1 :]
-    return tuple((tuple(d or 0 for d in (t.shape or (0,))[1:]), t.dtype) for t in rows)
+    rows = node.attrs["body"].outputs[node.attrs["carried"] :]
+    return tuple((tuple(d or 0 for d in t.shape or ()), t.dtype) for t in rows)
 
 
 def check_plan(plan: Plan) -> None:

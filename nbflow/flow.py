@@ -168,7 +168,7 @@ class _Loop(_Control):
         self.test, self.body, self.backend = test, body, backend
         self.carried, self.scanned = int(attrs["carried"]), int(attrs["scanned"])
         self.limited, self.reverse = bool(attrs["limited"]), bool(attrs["reverse"])
-        self.rows = attrs["stacked"]
+        self.rows = tuple(zip(attrs["stacked"], attrs["padded"], strict=True))
         self.copied = _copied(body.plan)
 
     def run(self, run: Run) -> None:
@@ -181,8 +181,9 @@ class _Loop(_Control):
         for index, value in enumerate(last):
             run.slots[self.outputs[index]] = value.copy() if count == 0 or self.copied[index] else value
         run.slots[self.outputs[self.carried]] = self.backend.asarray(np.array(count, np.int64))
-        for slot, stack in zip(self.outputs[self.carried + 1 :], stacks, strict=True):
-            run.slots[slot] = stack.whole()
+        given = [value for stack in stacks for value in stack.whole()]
+        for slot, value in zip(self.outputs[self.carried + 1 :], given, strict=True):
+            run.slots[slot] = value
 
     def times(self, rows: Sequence[Any], limit: Any) -> int | None:
         """How often the loop runs at most; None when only its condition ends it."""
@@ -201,8 +202,8 @@ class _Loop(_Control):
         inner = body.open(run)
         tester = None if test is None else test.open(run)
         stacks = [
-            _Stack(self.backend, spec, times if test is None else None, self.reverse, copy)
-            for spec, copy in zip(self.rows, self.copied[self.carried :], strict=True)
+            _Stack(self.backend, spec, padded, times if test is None else None, self.reverse, copy)
+            for (spec, padded), copy in zip(self.rows, self.copied[self.carried :], strict=True)
         ]
         count, n = 0, self.carried
         while True:
@@ -230,12 +231,14 @@ class _Loop(_Control):
 
 
 class _Stack:
-    """The rows that iterations give, as one array. `times`: how many there will be, None when unknown."""
+    """The rows that iterations give, as one array. `times`: how many there will be, None when unknown. `padded`: they
+    may differ in shape."""
 
-    __slots__ = ("backend", "copy", "count", "into", "kept", "reverse", "spec", "times")
+    __slots__ = ("backend", "copy", "count", "into", "kept", "padded", "reverse", "spec", "times")
 
-    def __init__(self, backend: Backend, spec: Any, times: int | None, reverse: bool, copy: bool) -> None:
-        self.backend, self.spec, self.times, self.reverse, self.copy = backend, spec, times, reverse, copy
+    def __init__(self, backend: Backend, spec: Any, padded: bool, times: int | None, reverse: bool, copy: bool) -> None:
+        self.backend, self.spec, self.padded, self.reverse, self.copy = backend, spec, padded, reverse, copy
+        self.times = None if padded else times
         self.into: Any = None
         self.kept: list[Any] = []
         self.count = 0
@@ -243,29 +246,46 @@ class _Stack:
     def add(self, value: Any) -> None:
         if self.times is None:
             self.kept.append(value.copy() if self.copy else value)
-        else:
-            if self.into is None:
-                self.into = self.backend.empty((self.times, *value.shape), value.dtype)
-            if self.into.shape[1:] != value.shape:
-                raise self.ragged(self.into.shape[1:], value.shape)
-            self.into[self.times - 1 - self.count if self.reverse else self.count] = value
+            return
+        if self.into is None:
+            self.into = self.backend.empty((self.times, *value.shape), value.dtype)
+        if self.into.shape[1:] != value.shape:
+            raise _ragged(self.into.shape[1:], value.shape)
+        self.into[self.times - 1 - self.count if self.reverse else self.count] = value
         self.count += 1
 
-    def whole(self) -> Any:
+    def whole(self) -> tuple[Any, ...]:
+        """The stacked rows; and their sizes, if they may differ."""
         if self.times is None and self.kept:
-            self.times, self.count = len(self.kept), 0
-            for value in self.kept:
-                self.add(value)
+            self._fill()
         if self.into is None:
             shape, dtype = self.spec
-            return self.backend.empty((0, *shape), dtype)
-        return self.into
+            self.into = self.backend.empty((0, *shape), dtype)
+        if not self.padded:
+            return (self.into,)
+        sizes = np.array([v.shape for v in self.kept], np.int64).reshape(len(self.kept), self.into.ndim - 1)
+        return self.into, self.backend.asarray(sizes[::-1].copy() if self.reverse else sizes)
 
-    def ragged(self, one: tuple[int, ...], other: tuple[int, ...]) -> RunError:
-        return RunError(
-            f"iterations of a loop give rows of different shapes, {format_shape(one)} and {format_shape(other)}, which "
-            "cannot be stacked; what is differentiated keeps its shape in all iterations"
-        )
+    def _fill(self) -> None:
+        shapes = {v.shape for v in self.kept}
+        self.times = len(self.kept)
+        if len(shapes) == 1 or not self.padded:
+            for value in self.kept:
+                self.add(value)
+            return
+        largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+        self.into = self.backend.empty((self.times, *largest), self.kept[0].dtype)
+        self.into[...] = 0
+        for number, value in enumerate(self.kept):
+            row = self.times - 1 - number if self.reverse else number
+            self.into[(row, *(slice(n) for n in value.shape))] = value
+
+
+def _ragged(one: tuple[int, ...], other: tuple[int, ...]) -> RunError:
+    return RunError(
+        f"iterations of a loop give rows of different shapes, {format_shape(one)} and {format_shape(other)}, which "
+        "cannot be stacked; pad them to one shape in the body"
+    )
 
 
 class _RemoteLoop(_Remote):

@@ -298,8 +298,11 @@ def _is_control(item: Instruction) -> bool:
         return True
     if tested and _outputs(item.bodies[0]) != 1:
         return False
+    padded = attrs.get("padded")
+    if not isinstance(padded, tuple) or len(padded) != len(rows) or not all(isinstance(p, bool) for p in padded):
+        return False
     ends = tested or scanned > 0 or leading == 1
-    return ends and _outputs(item.bodies[-1]) == carried + len(rows) == len(item.outputs) - 1
+    return ends and _outputs(item.bodies[-1]) == carried + len(rows) == len(item.outputs) - 1 - sum(padded)
 
 
 def _outputs(plan: Plan) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import nbflow as nf
+from nbflow.ops import ragged
 from tests.cases import Case, b, f, i
 
 OPS: list[Case] = []
@@ -100,3 +101,15 @@ for _subscripts, _shapes, _op in (*EINSUMS, *ELLIPSES):
 row("matmul", lambda x, y: nf.einsum("ij,jk->ik", x, y), [i(2, 3), i(3, 2)], np.matmul)
 row("sum", lambda x: nf.einsum("ij->i", x), [i(2, 3, dtype="int8")], lambda x: np.einsum("ij->i", x))
 row("astype", lambda x, y: nf.einsum("i,i->i", x, y), [f(3, dtype="float32"), f(3)], lambda x, y: x * y)
+
+
+def _padded(x: np.ndarray, sizes: list[int]) -> np.ndarray:
+    return np.pad(x, [(0, n - d) for n, d in zip(sizes, x.shape, strict=True)])
+
+
+row("crop_to", lambda x: ragged.crop_to(x, nf.constant(np.array([2, 1]))), [f(3, 2)], lambda x: x[:2, :1],
+    differentiable=2)  # fmt: skip
+row("crop_to", lambda x: ragged.crop_to(x, nf.constant(np.array([0]))), [f(3)], lambda x: x[:0])
+row("pad_to", lambda x: ragged.pad_to(x, nf.constant(np.array([3, 4]))), [f(3, 2)], lambda x: _padded(x, [3, 4]),
+    differentiable=2)  # fmt: skip
+row("pad_to", lambda x: ragged.pad_to(x, nf.constant(np.array([2]))), [i(0)], lambda x: _padded(x, [2]))

@@ -144,7 +144,11 @@ def _loop_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSp
     if attrs["condition"] is not None:
         _check_condition(attrs["condition"], arguments)
     carried = attrs["carried"]
-    stacked = [TensorSpec(None if s.shape is None else (length, *s.shape), s.dtype) for s in given[carried:]]
+    stacked: list[TensorSpec] = []
+    for spec, padded in zip(given[carried:], attrs["padded"], strict=True):
+        stacked.append(TensorSpec(None if spec.shape is None else (length, *spec.shape), spec.dtype))
+        if padded:
+            stacked.append(TensorSpec((length, spec.rank), INT64))
     return [*arguments[:carried], TensorSpec((), INT64), *stacked]
 
 
@@ -187,7 +191,8 @@ op.define(
     "a row of each scanned input and the captured ones, and gives the carried values and a row of each stacked output. "
     "It runs once a row, up to `limit` times, or while the body `condition` holds. attrs: body, condition (or None), "
     "carried, scanned (numbers of inputs), limited, reverse (rows from the last to the first), invariants (a shape or "
-    "None for each carried value), origin (whose random streams it draws from; empty: its own), extends (the node that "
-    "it is a twin of).",
+    "None for each carried value), padded (for each stacked output: rows may differ in shape and are padded with "
+    "zeros, and an output of their sizes follows), origin (whose random streams it draws from; empty: its own), "
+    "extends (the node that it is a twin of).",
     specialise=_loop_specialise,
 )

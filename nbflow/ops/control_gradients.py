@@ -19,13 +19,17 @@ import numpy as np
 
 from nbflow.body import ARGUMENT, Body, is_stateful, rebuild
 from nbflow.device import DeviceSpec
-from nbflow.graph import Graph, Node, Tensor, ancestors
+from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.op import Attrs
+from nbflow.ops.creation import zeros_like
+from nbflow.ops.elementwise import add
+from nbflow.ops.loops import build_loop, cond
+from nbflow.ops.ragged import crop_to
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
 from nbflow.spec import TensorSpec, kind_of
 
 Grads = Sequence["Tensor | None"]
-# Filled by `nbflow.autodiff`, which stands above the ops: the sweep, and what rules use to make zeros.
+# Filled by `nbflow.autodiff`, which stands above the ops: `gradients`.
 SWEEP: dict[str, Callable[..., Any]] = {}
 
 
@@ -113,16 +117,6 @@ def _settle(graph: Graph, node: Node) -> None:
     node.colocate = ()
 
 
-def _zeros(tensor: Tensor) -> Tensor:
-    found: Tensor = SWEEP["zeros_like"](tensor)
-    return found
-
-
-def _sum(a: Tensor, b: Tensor) -> Tensor:
-    found: Tensor = SWEEP["add"](a, b)
-    return found
-
-
 # --- loop ------------------------------------------------------------------------------------------------------------
 
 
@@ -131,12 +125,12 @@ def loop_gradient(node: Node, grads: Grads) -> Grads:
     first = 1 if attrs["limited"] else 0
     carried, scanned = attrs["carried"], attrs["scanned"]
     flowing = [i for i in range(carried) if _differentiable(node.outputs[i])]
-    rows = [i for i in range(carried, len(attrs["body"].outputs)) if grads[i + 1] is not None]
-    rows = [i for i in rows if _differentiable(node.outputs[i + 1])]
+    places = _places(attrs)
+    rows = [i for i, n in places.items() if grads[n] is not None and _differentiable(node.outputs[n])]
     swept = _sweep(attrs["body"], [*flowing, *rows])
     kept, again, captures, over = _sorted_out(swept, carried, scanned)
     twin = _with_rows(node, swept, kept)
-    stacked = twin.outputs[len(twin.outputs) - len(kept) :] if kept else ()
+    stacked = [_rows_of(twin, i) for i in list(_places(twin.attrs))[len(places) :]] if kept else []
     captured = [i for i in swept.found if i >= carried + scanned]
     scanned_found = [i for i in swept.found if carried <= i < carried + scanned]
     outside = node.inputs[first:]
@@ -144,10 +138,10 @@ def loop_gradient(node: Node, grads: Grads) -> Grads:
     start: list[Tensor] = []
     for i in flowing:
         given = grads[i]
-        start.append(_zeros(twin.outputs[i]) if given is None else given)
-    start += [_zeros(outside[i]) for i in captured]
-    incoming = [grads[i + 1] for i in rows]
-    goes_over = [*stacked, *(outside[i] for i in over), *(t for t in incoming if t is not None)]
+        start.append(zeros_like(twin.outputs[i]) if given is None else given)
+    start += [zeros_like(outside[i]) for i in captured]
+    incoming = [(grads[places[i]], *_rows_of(node, i)[1:]) for i in rows]
+    goes_over = [t for group in (*stacked, *((outside[i],) for i in over), *incoming) for t in group if t is not None]
 
     def step(before: list[Tensor], row: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         known: TensorMap = {}
@@ -155,18 +149,22 @@ def loop_gradient(node: Node, grads: Grads) -> Grads:
         for number, tensor in zip(flowing, before, strict=False):
             known[_key(swept.seeds[number])] = tensor
         sources = [*kept, *(swept.body.arguments[i] for i in over), *(swept.seeds[i] for i in rows)]
-        known.update((_key(t), inside) for t, inside in zip(sources, row, strict=True))
+        sized = [len(group) > 1 for group in (*stacked, *((t,) for t in over), *incoming)]
+        given = iter(row)
+        for tensor, has_sizes in zip(sources, sized, strict=True):
+            inside = next(given)
+            known[_key(tensor)] = crop_to(inside, next(given), shape=tensor.shape) if has_sizes else inside
         for i in captures:
             known[_key(swept.body.arguments[i])] = graph.capture(outside[i]) if graph.capture else outside[i]
         _transplant(swept, graph, known, [t for n in again for t in n.outputs])
         found = dict(zip(swept.found, _transplant(swept, graph, known, list(swept.found.values())), strict=True))
-        after = [found[i] if i in found else _zeros(before[n]) for n, i in enumerate(flowing)]
-        after += [_sum(before[len(flowing) + n], found[i]) for n, i in enumerate(captured)]
+        after = [found[i] if i in found else zeros_like(before[n]) for n, i in enumerate(flowing)]
+        after += [add(before[len(flowing) + n], found[i]) for n, i in enumerate(captured)]
         return after, [found[i] for i in scanned_found]
 
     if not start and not goes_over:
         return [None] * len(node.inputs)
-    backward = SWEEP["build_loop"](
+    backward = build_loop(
         "loop",
         start,
         goes_over,
@@ -217,7 +215,26 @@ def _with_rows(node: Node, swept: _Swept, kept: Sequence[Tensor]) -> Node:
     """The twin of a loop that also stacks `kept`."""
     if not kept:
         return node
-    return _twin(node, {"body": _forward(swept, kept)})
+    # What may differ in shape from one iteration to the next is padded; a dimension that nobody knows may.
+    padded = tuple(bool(t.shape) and not t.spec.is_static for t in kept)
+    return _twin(node, {"body": _forward(swept, kept), "padded": (*node.attrs["padded"], *padded)})
+
+
+def _places(attrs: Attrs) -> dict[int, int]:
+    """Number of a body's stacked output -> number of the node's output."""
+    found: dict[int, int] = {}
+    place = attrs["carried"] + 1
+    for number, padded in enumerate(attrs["padded"], start=attrs["carried"]):
+        found[number] = place
+        place += 1 + padded
+    return found
+
+
+def _rows_of(node: Node, number: int) -> tuple[Tensor, ...]:
+    """The stacked output of the body's output `number`, and the sizes of its rows if they may differ."""
+    place = _places(node.attrs)[number]
+    padded = node.attrs["padded"][number - node.attrs["carried"]]
+    return node.outputs[place : place + 1 + padded]
 
 
 def _forward(swept: _Swept, more: Sequence[Tensor | TensorSpec]) -> Body:
@@ -252,7 +269,7 @@ def cond_gradient(node: Node, grads: Grads) -> Grads:
     first = {"then": len(node.outputs), "otherwise": len(node.outputs) + len(kept["then"])}
 
     def branch(key: str) -> list[Tensor]:
-        graph: Graph = SWEEP["get_graph"]()
+        graph = get_graph()
         assert graph.capture is not None  # a branch is traced
         inside, s = graph.capture, swept[key]
         known: TensorMap = {_key(s.seeds[i]): inside(g) for i, g in zip(numbers, given, strict=True)}
@@ -266,9 +283,9 @@ def cond_gradient(node: Node, grads: Grads) -> Grads:
             if tensor.node.op == ARGUMENT:
                 known[_key(tensor)] = inside(operands[tensor.node.attrs["index"]])
         made = dict(zip(s.found, _transplant(s, graph, known, list(s.found.values())), strict=True))
-        return [made[i] if i in made else _zeros(inside(operands[i])) for i in found]
+        return [made[i] if i in made else zeros_like(inside(operands[i])) for i in found]
 
-    outputs = SWEEP["cond"](node.inputs[0], lambda: branch("then"), lambda: branch("otherwise"))
+    outputs = cond(node.inputs[0], lambda: branch("then"), lambda: branch("otherwise"))
     result: list[Tensor | None] = [None] * len(node.inputs)
     for i, tensor in zip(found, outputs, strict=True):
         result[1 + i] = tensor

@@ -204,6 +204,7 @@ def build_loop(
         "limited": bound is not None,
         "reverse": reverse,
         "invariants": tuple(invariants),
+        "padded": (False,) * len(stacked),
         "origin": "",
         "extends": "",
     }

@@ -111,8 +111,8 @@ class Evaluator:
         attrs = node.attrs
         limit = int(inputs.pop(0)) if attrs["limited"] else None
         n, m = attrs["carried"], attrs["scanned"]
-        carried, rows, captured = inputs[:n], inputs[n : n + m], inputs[n + m :]
-        ends = [len(r) for r in rows] + ([] if limit is None else [limit])
+        carried, over, captured = inputs[:n], inputs[n : n + m], inputs[n + m :]
+        ends = [len(r) for r in over] + ([] if limit is None else [limit])
         stacks: list[list[Any]] = [[] for _ in attrs["body"].outputs[n:]]
         count = 0
         while not ends or count < min(ends):
@@ -121,18 +121,16 @@ class Evaluator:
             if test is not None and not self._body(test, [*carried, *captured], step, stream, inside)[0]:
                 break
             row = min(ends) - 1 - count if attrs["reverse"] and ends else count
-            given = self._body(attrs["body"], [*carried, *[r[row] for r in rows], *captured], step, stream, inside)
+            given = self._body(attrs["body"], [*carried, *[r[row] for r in over], *captured], step, stream, inside)
             # Copied: a later iteration may update in place what this one gave.
             carried = [np.array(v) for v in given[:n]]
             for stack, value in zip(stacks, given[n:], strict=True):
                 stack.append(np.array(value))
             count += 1
-        whole = [
-            np.stack(s[::-1] if attrs["reverse"] else s)
-            if s
-            else np.empty([0, *(d or 0 for d in (t.shape or (0,))[1:])], t.dtype)
-            for s, t in zip(stacks, node.outputs[n + 1 :], strict=True)
-        ]
+        whole: list[Any] = []
+        for tensor, rows, padded in zip(attrs["body"].outputs[n:], stacks, attrs["padded"], strict=True):
+            ordered = rows[::-1] if attrs["reverse"] else rows
+            whole += _stacked(ordered, tensor.spec, padded)
         return [*carried, np.int64(count), *whole]
 
     def _body(self, body: Body, arguments: list[Any], step: int, stream: str, frame: tuple[int, ...]) -> list[Any]:
@@ -152,6 +150,17 @@ class Evaluator:
         tensor = as_tensor(leaf)
         assert tensor is not None  # _leaves holds only these
         return np.array(self.backend.to_host(values[tensor.node.name, tensor.index]))
+
+
+def _stacked(rows: Sequence[Any], spec: TensorSpec, padded: bool) -> list[Any]:
+    """Rows as one array; with `padded`, filled up with zeros, and their sizes."""
+    if not padded:
+        return [np.stack(rows) if rows else np.empty((0, *(d or 0 for d in spec.shape or ())), spec.dtype)]
+    shape = tuple(max((r.shape[axis] for r in rows), default=0) for axis in range(spec.rank or 0))
+    whole = np.zeros((len(rows), *shape), spec.dtype)
+    for number, row in enumerate(rows):
+        whole[(number, *(slice(d) for d in row.shape))] = row
+    return [whole, np.array([r.shape for r in rows], np.int64).reshape(len(rows), len(shape))]
 
 
 def evaluate(fetches: Any, feeds: Mapping[Any, Any] | None = None, *, backend: Backend | None = None) -> Any:
