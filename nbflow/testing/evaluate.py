@@ -157,7 +157,7 @@ def _stacked(rows: Sequence[Any], spec: TensorSpec, padded: bool) -> list[Any]:
     if not padded:
         return [np.stack(rows) if rows else np.empty((0, *(d or 0 for d in spec.shape or ())), spec.dtype)]
     shape = tuple(max((r.shape[axis] for r in rows), default=0) for axis in range(spec.rank or 0))
-    whole = np.zeros((len(rows), *shape), spec.dtype)
+    whole: Any = np.zeros((len(rows), *shape), spec.dtype)
     for number, row in enumerate(rows):
         whole[(number, *(slice(d) for d in row.shape))] = row
     return [whole, np.array([r.shape for r in rows], np.int64).reshape(len(rows), len(shape))]
