@@ -34,13 +34,23 @@ from nbflow import (
     onnx,
     ops,
     optim,
+    optimize,
     random,
     testing,
     train,
 )
 from nbflow import codec as codec  # makes Graph.to_proto work
 from nbflow.autodiff import gradients, hessian_vector_product, jvp
-from nbflow.current import current_session, describe, drop_state, get_cluster, placement, run, set_cluster
+from nbflow.current import (
+    current_session,
+    describe,
+    drop_state,
+    get_cluster,
+    optimization,
+    placement,
+    run,
+    set_cluster,
+)
 from nbflow.data.queues import Queue, queue
 from nbflow.device import DeviceSpec
 from nbflow.explain import graph_json
@@ -50,6 +60,7 @@ from nbflow.notebook import load_ipython_extension, show, unload_ipython_extensi
 from nbflow.ops import *  # noqa: F403  # the list is `nbflow.ops.__all__`
 from nbflow.ops.composed import e, inf, nan, newaxis, pi
 from nbflow.ops.slices import IndexedSlices
+from nbflow.optimize import set_passes
 from nbflow.recompute import checkpoint
 from nbflow.session import Session
 from nbflow.spec import TensorSpec
@@ -98,12 +109,15 @@ __all__ = [
     "nn",
     "onnx",
     "optim",
+    "optimization",
+    "optimize",
     "pi",
     "placement",
     "queue",
     "random",
     "run",
     "set_cluster",
+    "set_passes",
     "set_seed",
     "show",
     "testing",

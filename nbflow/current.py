@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from nbflow.explain import PlacementTable, graph_json, placement_table
 from nbflow.graph import Graph, get_graph
+from nbflow.optimize import Report
 from nbflow.session import Session
 from nbflow.structure import flatten
 from nbflow.transport import Cluster
@@ -80,6 +81,13 @@ def placement(fetches: Any) -> PlacementTable:
     if not leaves:
         return PlacementTable([])
     return placement_table(*current_session().preview(leaves))
+
+
+def optimization(fetches: Any) -> Report:
+    """What the optimizer's passes do to a run of `fetches`: ops before and after, and what became of which. Nothing
+    runs. docs/optimizer.md lists the passes."""
+    leaves, _ = flatten(fetches)
+    return current_session().optimization(leaves) if leaves else Report()
 
 
 def describe(target: Any) -> dict[str, Any]:

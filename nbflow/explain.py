@@ -42,7 +42,7 @@ def _node_json(node: Node, placed: Placed | None) -> dict[str, Any]:
         "outputs": [{"shape": None if t.shape is None else list(t.shape), "dtype": t.dtype.name} for t in node.outputs],
         "attrs": {key: _short(value) for key, value in sorted(node.attrs.items())},
         "asked": str(node.device),
-        "device": None if placed is None else str(placed.device),
+        "device": None if placed is None else str(placed.device) or None,
         "why": "" if placed is None else placed.why,
         "cell": {"id": node.owner.id, "label": node.owner.label},
         "line": node.line,
@@ -65,7 +65,8 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PlacementRow:
-    """Where one op goes. `asked` is what the user wrote, possibly partial or empty."""
+    """Where one op goes. `asked` is what the user wrote, possibly partial or empty; `actual` is empty for an op that a
+    pass removed without anything in its place."""
 
     op: str
     type: str
@@ -92,7 +93,7 @@ class PlacementTable(Sequence[PlacementRow]):
 
     def __repr__(self) -> str:
         head = ("op", "asked", "actual", "why")
-        lines = [head, *((r.op, r.asked or "–", r.actual, r.why) for r in self.rows)]
+        lines = [head, *((r.op, r.asked or "–", r.actual or "–", r.why) for r in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(3)]
         padded = [[*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[3]] for line in lines]
         return "\n".join("  ".join(cells) for cells in padded)

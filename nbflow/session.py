@@ -16,7 +16,7 @@ import numpy as np
 
 from nbflow import parallel
 from nbflow.backends.available import supports
-from nbflow.body import specialise_bodies
+from nbflow.backends.host import evaluate
 from nbflow.compile import bundles_by_task, check_plan, compile_part
 from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
@@ -25,12 +25,13 @@ from nbflow.events import Emitter, Event
 from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.ops.queue import WAITING
-from nbflow.optimize import Pruned, merge_twins, prune
+from nbflow.optimize import Optimized, Pruned, Report, chosen, optimize, prune
+from nbflow.optimize.settings import Choice, parse
 from nbflow.partition import check_partition, partition
 from nbflow.placement import HOLDERS, Placed, place
 from nbflow.placement_bodies import place_bodies
 from nbflow.plan import Bundle, new_bundle_id
-from nbflow.rewrite import TensorMap, feed_name
+from nbflow.rewrite import feed_name
 from nbflow.spec import TensorSpec, can_become, format_shape, shape_accepts, spec_of
 from nbflow.structure import Leaf, flatten
 from nbflow.trace import Trace
@@ -80,15 +81,22 @@ class Session:
     """Runs fetches of one graph on one cluster. Variables live as long as the session does.
 
     `cluster=None`: this process. `graph=None`: the current graph. `deadline_s`: how long a step may take.
+    `passes`: what makes runs cheaper, by name (`nbflow.optimize.settings`); None: what is set for the process.
     """
 
     def __init__(
-        self, cluster: Cluster | None = None, graph: Graph | None = None, *, deadline_s: float = 3600.0
+        self,
+        cluster: Cluster | None = None,
+        graph: Graph | None = None,
+        *,
+        deadline_s: float = 3600.0,
+        passes: Choice = None,
     ) -> None:
         self._own_cluster = InProcessCluster() if cluster is None else None
         self.cluster: Cluster = cluster or self._own_cluster or InProcessCluster()
         self.graph = graph or get_graph()
         self.deadline_s = deadline_s
+        self._passes = None if passes is None else parse(passes)
         self.id = uuid.uuid4().hex
         self.events = Emitter()
         self.last: Prepared | None = None  # what ran last, for `%placement`
@@ -232,7 +240,7 @@ class Session:
     def _key(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], replica: int | None) -> Any:
         fetched = tuple((id(leaf), -1) if isinstance(leaf, Node) else (id(leaf.node), leaf.index) for leaf in leaves)
         fed = frozenset((id(t.node), t.index, spec) for t, spec in feeds.items())
-        return fetched, fed, self.graph.version, self.graph.seed, self._cluster_id, replica
+        return fetched, fed, self.graph.version, self.graph.seed, self._cluster_id, replica, self.passes
 
     def _check_leaves(self, leaves: Sequence[Leaf]) -> None:
         if self._closed:
@@ -245,20 +253,17 @@ class Session:
         infos = self.cluster.devices()
         available = [i.spec for i in infos]
         pruned = prune(self.graph, leaves, feeds)
-        wanted = _mapped(pruned, leaves)
-        expanded = parallel.expand(pruned.graph, wanted, available, replica)
-        specialise_bodies(expanded.graph)
-        merged = merge_twins(expanded.graph)
-        check_graph(expanded.graph)
-        homes = self._homes_of(expanded.graph)
-        placement = place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
-        place_bodies(expanded.graph, placement, available, supports)
-        fetched = [
-            None if isinstance(x, Node) else _now(expanded.tensors[(x.node.name, x.index)], merged) for x in wanted
-        ]
+        expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), available, replica)
+        optimized = optimize(expanded.graph, _expanded(expanded, pruned, leaves), self.passes, evaluate)
+        graph = optimized.graph
+        check_graph(graph)
+        homes = self._homes_of(graph)
+        placement = place(graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
+        place_bodies(graph, placement, available, supports)
+        fetched = [None if isinstance(x, Node) else x for x in optimized.wanted]
         values = frozenset((t.node.name, t.index) for t in fetched if t is not None)
-        parts = partition(expanded.graph, placement, values)
-        check_partition(parts, expanded.graph, placement)
+        parts = partition(graph, placement, values)
+        check_partition(parts, graph, placement)
         plans = []
         for part in parts:
             here = {
@@ -266,7 +271,7 @@ class Session:
                 for t in fetched
                 if t is not None and placement[t.node.name].device == part.device
             }
-            plan = compile_part(part, expanded.graph, here)
+            plan = compile_part(part, graph, here)
             check_plan(plan)
             plans.append((part.device.task_name, plan))
         bundles = {}
@@ -276,34 +281,46 @@ class Session:
         return Prepared(
             bundles,
             tuple(None if t is None else FetchSource(placement[t.node.name].device.task_name, t.name) for t in fetched),
-            {
-                n.name: placement[n.name].device.task_name
-                for n in expanded.graph.nodes.values()
-                if n.op == "placeholder"
-            },
-            expanded.graph,
+            {n.name: placement[n.name].device.task_name for n in graph.nodes.values() if n.op == "placeholder"},
+            graph,
             placement,
-            _needed_state(expanded.graph, placement),
+            _needed_state(graph, placement),
             expanded.prefer,
             tuple(leaves),
             expanded.replicas,
-            any(n.op in WAITING for n in expanded.graph.nodes.values()),
+            any(n.op in WAITING for n in graph.nodes.values()),
         )
 
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The names of the passes that the next run goes through, in their order."""
+        return chosen() if self._passes is None else self._passes
+
     def preview(self, leaves: Sequence[Leaf]) -> tuple[Graph, dict[str, Placed]]:
-        """The graph that would run for `leaves`, rewritten by its strategy and placed. Nothing is run or kept;
-        placeholders need no values."""
+        """The ops that `leaves` need, rewritten by their strategy, with where each goes; of one that a pass removes,
+        what became of it. Nothing is run or kept; placeholders need no values."""
         with self._lock:
-            self._check_leaves(leaves)
-            nodes = ancestors([x if isinstance(x, Node) else x.node for x in leaves])
-            feeds = {n.outputs[0]: n.outputs[0].spec for n in nodes if n.op == "placeholder"}
+            expanded, optimized = self._preview(leaves)
             infos = self.cluster.devices()
-            pruned = prune(self.graph, leaves, feeds)
-            expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), [i.spec for i in infos])
-            homes = self._homes_of(expanded.graph)
-            placed = place(expanded.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
-            place_bodies(expanded.graph, placed, [i.spec for i in infos], supports)
-            return expanded.graph, placed
+            homes = self._homes_of(optimized.graph)
+            placed = place(optimized.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
+            place_bodies(optimized.graph, placed, [i.spec for i in infos], supports)
+            mine = {n.name: _placed(n, optimized, placed) for n in expanded.graph.nodes.values()}
+            return expanded.graph, {**placed, **mine}
+
+    def optimization(self, leaves: Sequence[Leaf]) -> Report:
+        """What the passes do to a run of `leaves`. Nothing is run or kept; placeholders need no values."""
+        with self._lock:
+            return self._preview(leaves)[1].report()
+
+    def _preview(self, leaves: Sequence[Leaf]) -> tuple[parallel.Expanded, Optimized]:
+        self._check_leaves(leaves)
+        nodes = ancestors([x if isinstance(x, Node) else x.node for x in leaves])
+        feeds = {n.outputs[0]: n.outputs[0].spec for n in nodes if n.op == "placeholder"}
+        pruned = prune(self.graph, leaves, feeds)
+        available = [i.spec for i in self.cluster.devices()]
+        expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), available)
+        return expanded, optimize(expanded.graph, _expanded(expanded, pruned, leaves), self.passes, evaluate)
 
     def _homes_of(self, graph: Graph) -> dict[str, DeviceSpec]:
         keys = {n.name: _state_key(graph, n.name) for n in graph.nodes.values() if n.op in HOLDERS}
@@ -458,13 +475,28 @@ def _tensor(key: Any) -> Tensor:
     return tensor
 
 
-def _now(tensor: Tensor, merged: TensorMap) -> Tensor:
-    return merged.get((tensor.node.name, tensor.index), tensor)
-
-
 def _mapped(pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:
     """What stands for the user's `leaves` in the pruned graph."""
     return [pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves]
+
+
+def _expanded(expanded: parallel.Expanded, pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:
+    """What stands for the user's `leaves` in the graph that a strategy made."""
+    return [
+        expanded.nodes[x.name] if isinstance(x, Node) else expanded.tensors[(x.node.name, x.index)]
+        for x in _mapped(pruned, leaves)
+    ]
+
+
+def _placed(node: Node, optimized: Optimized, placed: Mapping[str, Placed]) -> Placed:
+    """Where `node` goes, or what stands for it; on no device, when nothing does."""
+    fate = optimized.fate.get(node.name, "")
+    found = placed.get(optimized.node_for(node).name)
+    if found is None:
+        return Placed(DeviceSpec(), fate, str(node.device))
+    if node.name in optimized.graph.nodes.keys():
+        return Placed(found.device, f"{fate}; {found.why}" if fate else found.why, found.asked)
+    return Placed(found.device, fate, str(node.device))
 
 
 def _state_key(graph: Graph, name: str, node: str | None = None) -> str:

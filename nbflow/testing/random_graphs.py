@@ -11,6 +11,7 @@ import numpy as np
 
 from nbflow import ops
 from nbflow.graph import Graph, Tensor, get_graph
+from nbflow.ops.conv import conv
 from nbflow.variable import Variable
 
 # Dimensions are small: the point is the shape of the graph, not the arithmetic.
@@ -83,6 +84,50 @@ class _Maker:
         row = ops.sum(y, axis=0, keepdims=True)
         return ops.tanh(self.random.choice(binary)(column, row))
 
+    def redundant(self) -> Tensor:
+        """What the optimizer's passes act on, or must not act on: the same twice, neutral numbers and those that only
+        look so, constants, casts there and back, permutations, convolutions in both layouts."""
+        x = self.pick()
+        again: Callable[[Tensor], Tensor] = self.random.choice(
+            [ops.tanh, ops.exp, ops.negative, lambda t: ops.clip(t, -1.0, 1.0)]
+        )
+        number = float(self.random.choice([0.0, -0.0, 1.0, -1.0]))
+        known = ops.constant(self.array())
+        kinds: list[Callable[[Tensor], Tensor]] = [
+            lambda t: again(t) - again(t) * 0.5,
+            lambda t: self.random.choice([ops.add, ops.subtract, ops.multiply])(t, number),
+            lambda t: self.random.choice([ops.add, ops.multiply])(ops.constant(np.float32(number)), t),
+            lambda t: t / self.random.choice([1.0, 2.0]),
+            lambda t: ops.negative(ops.negative(t)),
+            lambda t: ops.where(t > 0.0, t, t),
+            lambda t: ops.maximum(t, t),
+            lambda t: ops.abs(ops.abs(t)),
+            lambda t: ops.astype(ops.astype(t, self.random.choice(["float64", "float16", "int32"])), "float32"),
+            lambda t: ops.identity(ops.stop_gradient(t)),
+            lambda t: ops.concat([ops.add_n([t])], axis=0),
+            lambda t: ops.sum(t, axis=0, keepdims=True) + ops.sum(ops.tanh(known) * ops.tanh(known), axis=None),
+            lambda t: ops.reshape(ops.reshape(t, (-1,)), ops.shape_of(t)),
+            lambda t: ops.broadcast_to(ops.max(t), ops.shape_of(t)) + ops.mean(t),
+            lambda t: ops.matrix_transpose(ops.tanh(ops.matrix_transpose(t)) * 2.0),
+            lambda t: ops.matmul(ops.matrix_transpose(t), t),
+            lambda t: ops.squeeze(ops.permute_dims(ops.expand_dims(t, 1), (2, 1, 0)), 1),
+            self.convolved,
+        ]
+        return self.random.choice(kinds)(x)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """Two convolutions with what is between them, in one layout or one in each."""
+        filters = [ops.constant(self.values.uniform(-1, 1, s).astype(np.float32)) for s in ((2, 2, 1, 3), (2, 1, 3, 1))]
+        layouts = [self.random.choice(["NHWC", "NCHW"])] * 2 if self.random.random() < 0.8 else ["NCHW", "NHWC"]
+        image = ops.expand_dims(x, (0, 3) if layouts[0] == "NHWC" else (0, 1))
+        inner = build_conv(image, filters[0], layouts[0])
+        between: list[Callable[[Tensor], Tensor]] = [ops.tanh, lambda t: t * 0.5 + t, lambda t: ops.maximum(t, 0.0)]
+        inner = self.random.choice(between)(inner)
+        if layouts[0] != layouts[1]:
+            inner = ops.permute_dims(inner, (0, 2, 3, 1))
+        made = build_conv(inner, filters[1], layouts[1])
+        return ops.squeeze(made, (0, 3) if layouts[1] == "NHWC" else (0, 1))
+
     def update(self) -> None:
         if not self.variables:
             return
@@ -97,9 +142,24 @@ class _Maker:
                 self.tensors.append(variable.read())
 
 
-def random_program(seed: int, devices: Sequence[str] = (), graph: Graph | None = None, size: int = 20) -> RandomProgram:
+def build_conv(image: Tensor, filters: Tensor, layout: str) -> Tensor:
+    """A convolution that keeps height and width."""
+    return conv(image, filters, data_format=layout)
+
+
+def random_program(
+    seed: int,
+    devices: Sequence[str] = (),
+    graph: Graph | None = None,
+    size: int = 20,
+    *,
+    redundant: bool = False,
+) -> RandomProgram:
     """Builds a random graph from `seed` into `graph` (default: the current one), each op asking for a random one of
-    `devices` or for none. The same seed gives the same computation whatever the devices."""
+    `devices` or for none. The same seed gives the same computation whatever the devices.
+
+    `redundant`: half of the ops are such as the optimizer's passes act on.
+    """
     graph = graph or get_graph()
     make = _Maker(seed)
     places = random.Random(seed + 1)
@@ -111,6 +171,8 @@ def random_program(seed: int, devices: Sequence[str] = (), graph: Graph | None =
             with graph.device(places.choice([None, *devices])):
                 if make.random.random() < 0.15:
                     make.update()
+                elif redundant and make.random.random() < 0.5:
+                    make.tensors.append(make.redundant())
                 else:
                     make.tensors.append(make.operation())
         chosen = make.random.sample(make.tensors, min(4, len(make.tensors)))
