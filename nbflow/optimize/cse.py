@@ -4,13 +4,14 @@ Value numbering in one walk (Cocke and Schwartz, "Programming Languages and Thei
 are the same when op, attributes, inputs, control inputs, requested device and colocation are. Exact: the value that
 stays is the one that both would have had.
 
-What stays as it is: ops that are `stateful` (each random op draws from its own stream), fetched ops, and copies that
-`nf.checkpoint` made so that a value need not be kept: merging them would keep it.
+What stays as it is: ops that are `stateful` (each random op draws from its own stream) and ops fetched as such. The
+copies that `nf.checkpoint` makes read their inputs through stateful barriers, so they are never the same as the
+originals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 from nbflow.body import ARGUMENT, is_stateful
 from nbflow.graph import Node, Tensor
@@ -23,15 +24,9 @@ SMALL_BYTES = 1024
 
 _SOURCES = ("placeholder", ARGUMENT)
 
-_NEVER = ("placeholder",)
 
-
-def _never(node: Node) -> bool:
-    return False
-
-
-def cse(draft: Draft, keeps_apart: Callable[[Node], bool] = _never) -> None:
-    """Merges ops that compute the same. `keeps_apart`: nodes that must not be merged, whatever they compute."""
+def cse(draft: Draft) -> None:
+    """Merges ops that compute the same."""
     first: dict[Hashable, Node] = {}
     stands: dict[Node, Node] = {}  # a small constant -> the first that is equal to it
 
@@ -39,7 +34,7 @@ def cse(draft: Draft, keeps_apart: Callable[[Node], bool] = _never) -> None:
         return id(stands.get(tensor.node, tensor.node)), tensor.index
 
     def rule(node: Node) -> None:
-        if not node.outputs or node.definition.stateful or node.op in _NEVER or keeps_apart(node):
+        if not node.outputs or node.op in _SOURCES or is_stateful(node):
             return
         key = (
             node.op,

@@ -38,8 +38,8 @@ _NEUTRAL: dict[str, tuple[int, str, bool, bool]] = {
 _INVOLUTIONS = {"negative": "biufc", "bitwise_invert": "biu", "logical_not": "b", "conj": "biufc"}
 # f(f(x)) is f(x).
 _IDEMPOTENT = ("abs", "floor", "ceil", "trunc", "round")
-# f(x) is x.
-_SAME = ("identity", "stop_gradient", "positive")
+# f(x) is x. A `checkpoint` has done its work when the gradients are there.
+_SAME = ("identity", "stop_gradient", "positive", "checkpoint")
 # f(x, x) is x.
 _CHOICES = ("maximum", "minimum", "bitwise_and", "bitwise_or")
 # Of one tensor, the tensor.

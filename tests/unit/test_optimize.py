@@ -97,6 +97,14 @@ def test_small_constants_stay_apart_but_what_reads_them_merges(graph: Graph) -> 
     assert ops_of(found) == {"placeholder": 1, "constant": 2, "multiply": 3, "add": 2}
 
 
+def test_what_is_computed_again_to_save_memory_is_not_merged(graph: Graph) -> None:
+    x, w = fed(4, 4), nf.Variable(np.eye(4, dtype=F32), name="w")
+    y = nf.sum(nf.checkpoint(lambda t: nf.tanh(nf.tanh(t @ w)))(x))
+    found = after("all", y, *nf.gradients(y, [w.to_tensor()]))
+    assert ops_of(found)["tanh"] == 4
+    assert ops_of(found)["checkpoint"] == 0
+
+
 # --- constant folding ------------------------------------------------------------------------------------------------
 
 
