@@ -1,7 +1,7 @@
 """Common subexpressions: of ops that compute the same from the same, all but the first go.
 
 Value numbering in one walk (Cocke and Schwartz, "Programming Languages and Their Compilers", 1970, chapter 6): two ops
-are the same when op, attributes, inputs, control inputs, requested device and colocation are. Exact: the value that
+are the same when op, attributes, inputs, control inputs and the places they are tied to are. Exact: the value that
 stays is the one that both would have had.
 
 What stays as it is: ops that are `stateful` (each random op draws from its own stream) and ops fetched as such. The
@@ -40,9 +40,8 @@ def cse(draft: Draft) -> None:
             node.op,
             tuple(source(t) for t in node.inputs),
             tuple((k, token(v)) for k, v in sorted(node.attrs.items())),
-            node.device,
+            draft.places.of(node),
             frozenset(node.control_inputs),
-            node.colocate,
         )
         other = first.setdefault(key, node)
         if other is node:

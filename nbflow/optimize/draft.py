@@ -18,6 +18,7 @@ from nbflow.errors import NbflowError
 from nbflow.graph import Graph, Node, NodeMap, Tensor
 from nbflow.op import Cost
 from nbflow.optimize.loops import merge_twins
+from nbflow.optimize.places import Places
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
 from nbflow.spec import TensorSpec
 
@@ -89,9 +90,8 @@ class Draft:
         self._refined: set[Node] = set()
         self._order = self.graph.nodes
         self._wanted = [self.node_for(x) if isinstance(x, Node) else self.stands_for(x) for x in wanted]
-        # Fetched as ops, or named by others as the place where they run.
         self._held = {x.name for x in self._wanted if isinstance(x, Node)}
-        self._held.update(name for n in graph.nodes.values() for name in n.colocate)
+        self.places = Places(self.graph.nodes.values())
         # What no fetch needs when the passes begin is there for a reason that they do not know.
         reached = self._reached([x if isinstance(x, Node) else x.node for x in self._wanted])
         self._also = [n for n in self.graph.nodes.values() if n not in reached and n.op not in _SOURCES]
@@ -137,16 +137,16 @@ class Draft:
         return [self.now(x) for x in self._wanted if isinstance(x, Tensor)]
 
     def is_held(self, node: Node) -> bool:
-        """True when `node` itself is asked for, whatever its values."""
+        """True when `node` is fetched as an op, whatever its values."""
         return node.name in self._held
 
     def may_go(self, node: Node) -> bool:
         """True when nothing but the values of its outputs ties anybody to `node`."""
-        return not (node.control_inputs or node.colocate or self.is_held(node) or is_stateful(node))
+        return not (node.control_inputs or self.is_held(node) or is_stateful(node))
 
     def may_stand(self, tensor: Tensor, node: Node) -> bool:
-        """True when `tensor` can take the place of what `node` computes: where it was asked to, or anywhere."""
-        return self.may_go(node) and (node.device == DeviceSpec() or node.device == tensor.node.device)
+        """True when `tensor`, where it is, can take the place of what `node` computes."""
+        return self.may_go(node) and self.places.of(node) <= self.places.of(tensor.node)
 
     # --- changing ------------------------------------------------------------------------------------------------
 
@@ -202,11 +202,12 @@ class Draft:
             dict(attrs),
             specs,
             device=like.device,
-            colocate=(),
+            colocate=like.colocate,
             owner=like.owner,
             line=like.line,
             auto_named=True,
         )
+        self.places.add(made)
         self._order[name] = made
         self.log.made.append(Form.of(made))
         return made.outputs[0]
@@ -267,10 +268,32 @@ class Draft:
         roots = [x if isinstance(x, Node) else self.now(x).node for x in self._wanted]
         reached = self._reached([*roots, *self._also])
         nodes = NodeMap()
+        gone: dict[str, Node] = {}
         for name, node in self.graph.nodes.items():
             if node in reached:
                 nodes[name] = node
             else:
+                gone[name] = node
                 self.log.gone.append(Form.of(node))
                 self.fate.setdefault(name, "nothing needs it any more")
+        if gone:
+            for node in self.graph.nodes.values():  # also those that are gone: others may be beside them in turn
+                if node.colocate:
+                    self._colocate(node, gone)
         self.graph.nodes = nodes
+
+    def _colocate(self, node: Node, gone: Mapping[str, Node]) -> None:
+        """Who ran beside an op that is gone runs beside what stands for it, or else where that op was asked to."""
+        names: dict[str, None] = {}
+        for name in node.colocate:
+            lost = gone.get(name)
+            stands = None if lost is None else self._follow(lost)
+            if lost is None:
+                names[name] = None
+            elif stands is not lost and stands is not node:
+                names[stands.name] = None  # type: ignore[union-attr]  # lost is a node, so this is one
+            else:
+                names.update(dict.fromkeys(n for n in lost.colocate if n != node.name))
+                if node.device == DeviceSpec():
+                    node.device = lost.device
+        node.colocate = tuple(names)

@@ -89,6 +89,37 @@ def test_cse_respects_devices_order_and_those_who_hold_a_node(graph: Graph) -> N
     assert ops_of(found)["read_variable"] == 2
 
 
+def test_cse_of_ops_that_follow_others(graph: Graph) -> None:
+    """Gradients are colocated with what they are gradients of: that alone ties nobody to a place."""
+    x, v, w = fed(2, 2), nf.Variable(np.eye(2, dtype=F32), name="v"), nf.Variable(np.eye(2, dtype=F32), name="w")
+    a, b = nf.exp(x), nf.sin(x)
+    with nf.colocate_with(a):
+        free = nf.tanh(x)
+    with nf.colocate_with(b):
+        same = nf.tanh(x)
+    with nf.colocate_with(v):
+        at_v = nf.tanh(x)
+    with nf.colocate_with(w):
+        at_w = nf.tanh(x)
+    found = after("cse", a + b + free + same + at_v + at_w + v + w)
+    assert ops_of(found)["tanh"] == 3
+
+
+def test_who_ran_beside_an_op_that_is_gone_runs_beside_what_stands_for_it(graph: Graph) -> None:
+    x = fed(2)
+    with nf.device("/job:worker/task:1"):
+        a, b = nf.exp(x), nf.exp(x)
+        dead = nf.tanh(x)
+    with nf.colocate_with(b):
+        c = nf.sin(x)
+    with nf.colocate_with(dead):
+        d = nf.cos(x)
+    found = after("cse,simplify", a + b + c + d + nf.where(x > 0.0, dead, dead) * 0.5)
+    assert found.graph.nodes[c.node.name].colocate == (a.node.name,)
+    found = after("cse,simplify", nf.maximum(d, d))
+    assert found.graph.nodes[d.node.name].colocate in ((), ("tanh",))
+
+
 def test_small_constants_stay_apart_but_what_reads_them_merges(graph: Graph) -> None:
     big = np.arange(1000, dtype=F32)
     x = fed(1000)
