@@ -17,12 +17,12 @@ from nbflow.ops.activations import (
     swish,
     thresholded_relu,
 )
+from nbflow.ops.attention import attention, rotary, rotary_embedding
 from nbflow.ops.conv import conv, conv1d, conv2d, conv3d, depthwise_conv, depthwise_conv2d
 from nbflow.ops.conv_more import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from nbflow.ops.elementwise import tanh
 from nbflow.ops.losses import cosine_similarity, hinge, huber, kl_divergence, mean_absolute_error, sigmoid_focal
 from nbflow.ops.nn import (
-    attention,
     batch_norm,
     dropout,
     elu,
@@ -117,6 +117,8 @@ __all__ = [
     "relu6",
     "rms_norm",
     "rnn",
+    "rotary",
+    "rotary_embedding",
     "selu",
     "shrink",
     "sigmoid",

@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-
 from nbflow import op
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Node, Tensor, graph_for
@@ -20,8 +18,7 @@ from nbflow.ops._build import ArrayLike, as_tensor, build, convert, require_kind
 from nbflow.ops.creation import identity, ones_like
 from nbflow.ops.elementwise import erf, exp, expm1, greater, greater_equal, minimum, rsqrt, square, tanh, where
 from nbflow.ops.indexing import take
-from nbflow.ops.linalg import matmul
-from nbflow.ops.manipulation import expand_dims, tril
+from nbflow.ops.manipulation import expand_dims
 from nbflow.ops.random import uniform_like
 from nbflow.ops.reduction import mean, sum
 from nbflow.ops.shape import reshape
@@ -432,7 +429,7 @@ def dropout(x: ArrayLike, /, rate: float, training: bool | Tensor = True, *, nam
         return dropped if decision is None else where(decision, dropped, tensor)
 
 
-# --- embeddings and attention ----------------------------------------------------------------------------------------
+# --- embeddings ------------------------------------------------------------------------------------------------------
 
 
 def embedding_lookup(table: ArrayLike, ids: ArrayLike, *, name: str | None = None) -> Tensor:
@@ -443,51 +440,3 @@ def embedding_lookup(table: ArrayLike, ids: ArrayLike, *, name: str | None = Non
             f"row numbers are integers, not {numbers.dtype}; use nf.astype first", where=numbers.node.where
         )
     return take(convert(table), numbers, axis=0, name=name)
-
-
-def attention(
-    q: ArrayLike,
-    k: ArrayLike,
-    v: ArrayLike,
-    mask: ArrayLike | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    *,
-    name: str | None = None,
-) -> Tensor:
-    """softmax(q kᵀ · scale) v over the last two dimensions. Vaswani et al., arXiv 1706.03762.
-
-    - q (…, queries, depth), k (…, keys, depth), v (…, keys, size) → (…, queries, size).
-    - `mask`: boolean, broadcasts against (…, queries, keys); False hides a key.
-    - `causal`: query i sees the keys up to i, counted so that the last query sees the last key.
-    - `scale`: 1 / √depth when left out; depth must then be known.
-
-    A query that sees no key gets the plain mean of the values.
-    """
-    query, key, value = convert(q), convert(k), convert(v)
-    with op_scope(name, "attention", query):
-        if scale is None:
-            scale = 1 / math.sqrt(_depth(query))
-        scores = matmul(query * scale, key, transpose_b=True)
-        # The lowest finite number: of a row of -inf, softmax would make NaN.
-        hidden = float(np.finfo(scores.dtype).min)
-        if causal:
-            scores = where(greater(tril(ones_like(scores), k=_offset(scores)), 0.5), scores, hidden)
-        if mask is not None:
-            scores = where(convert(mask), scores, hidden)
-        return matmul(softmax(scores), value)
-
-
-def _depth(query: Tensor) -> int:
-    if not query.shape or query.shape[-1] is None:
-        raise ShapeError(
-            f"attention needs the last dimension of {query.name}, {format_shape(query.shape)}, or a scale=",
-            where=query.node.where,
-        )
-    return query.shape[-1]
-
-
-def _offset(scores: Tensor) -> int:
-    """How many keys come before the first query; 0 when the numbers of queries and keys are not both known."""
-    queries, keys = (scores.shape or (None, None))[-2:]
-    return keys - queries if queries is not None and keys is not None else 0

@@ -240,10 +240,14 @@ def test_attention_masks(graph: Graph) -> None:
         evaluate(nf.nn.attention(q, k, v, mask)), evaluate(nf.nn.attention(q, k[mask], v[mask])), rtol=1e-5
     )
     hidden = evaluate(nf.nn.attention(q, k, v, np.zeros(5, bool)))
-    np.testing.assert_allclose(hidden, np.broadcast_to(v.mean(0), (3, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(hidden, np.zeros((3, 2)))
     unknown = nf.placeholder("float32", (None, None), name="unknown")
     with pytest.raises(ShapeError, match="last dimension of unknown"):
         nf.nn.attention(unknown, unknown, unknown)
+    with pytest.raises(ShapeError, match=r"4 heads .* do not divide among 3"):
+        nf.nn.attention(array(1, 4, 2, 2), array(1, 3, 2, 2), array(1, 3, 2, 2))
+    with pytest.raises(GraphError, match="softcap"):
+        nf.nn.attention(q, k, v, softcap=0.0)
     scaled = nf.nn.attention(unknown, unknown, unknown, scale=0.5)
     assert evaluate(scaled, {unknown: q}).shape == (3, 4)
 

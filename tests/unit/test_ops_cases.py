@@ -16,6 +16,7 @@ from nbflow.spec import TensorSpec, spec_of
 from nbflow.testing import Evaluator, check_gradients
 from tests import (
     cases,
+    cases_attention,
     cases_composed,
     cases_dynamic,
     cases_image,
@@ -32,6 +33,7 @@ ROWS: list[Case] = [
     *cases_composed.OPS,
     *cases_dynamic.OPS,
     *cases_image.OPS,
+    *cases_attention.OPS,
     *cases_layers.OPS,
     *cases_linalg.OPS,
     *cases_nn.OPS,
