@@ -42,8 +42,7 @@ class Prepared(BackendRep):
         `inputs`: a mapping from input name to array, or arrays in the model's order.
         """
         given = self._named(inputs)
-        graph = Graph()
-        model = self.imported(graph, given)
+        graph, model = self.imported(given)
         names = [o.name for o in self.model.graph.output]
         values = [model.outputs[n] for n in names]
         tensors = [t for value in values for t in _tensors(value)]
@@ -54,14 +53,14 @@ class Prepared(BackendRep):
         named: tuple[Any, ...] = namedtupledict("Outputs", names)(*made)
         return named
 
-    def imported(self, graph: Graph, given: Mapping[str, Any]) -> Model:
-        """The model in `graph`, with what it needs to know of `given` fixed."""
+    def imported(self, given: Mapping[str, Any]) -> tuple[Graph, Model]:
+        """The model in a graph of its own, with what it needs to know of `given` fixed."""
         while True:
+            graph = Graph()
             bound = {n: given[n] for n in self.fixed if n in given}
             try:
-                return load(self.model, name="model", inputs=bound, graph=graph)
+                return graph, load(self.model, name="model", inputs=bound, graph=graph)
             except NeedsValue as error:
-                graph.nodes.clear()
                 more = self._missing(error, given)
                 if not more:
                     raise

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from importlib import import_module
 
-FAMILIES = ("elementwise", "shapes", "reductions", "indexing", "matrices")
+FAMILIES = (
+    "elementwise",
+    "shapes",
+    "reductions",
+    "indexing",
+    "matrices",
+    "windows",
+    "normalization",
+    "resizing",
+    "control",
+)
 
 
 def register_all() -> None:
