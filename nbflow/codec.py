@@ -22,7 +22,7 @@ from nbflow.device import parse_device
 from nbflow.errors import GraphError, NbflowError, Rejected, StaleError
 from nbflow.graph import Graph, Node, Owner, Tensor
 from nbflow.proto import wire_pb2 as pb
-from nbflow.spec import Shape, TensorSpec, as_dtype
+from nbflow.spec import NARROW, Shape, TensorSpec, as_dtype
 
 HostArray = np.ndarray[Any, Any]
 # Stores an array's bytes somewhere else and notes in the message where.
@@ -42,7 +42,7 @@ _NAMES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("bfloat16", "float16", "float32", "float64", "complex64", "complex128"),
 )
-_DTYPES: dict[str, np.dtype[Any]] = {name: as_dtype(name) for name in _NAMES}
+_DTYPES: dict[str, np.dtype[Any]] = {name: as_dtype(name) for name in _NAMES} | {n: d for d, n in NARROW.items()}
 _INT64 = range(-(2**63), 2**63)
 
 

@@ -23,6 +23,15 @@ DTypeLike = Any  # what numpy.dtype() takes
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 
+# Formats of 8 bits and fewer, for weights and their exchange: values are kept, moved and cast in them, and no op
+# computes with them. Their kind is 'V', which no rule accepts.
+_NARROW_NAMES = (
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn"),
+    *("int4", "uint4", "int2", "uint2"),
+)
+NARROW: dict[np.dtype[Any], str] = {np.dtype(getattr(ml_dtypes, name)): name for name in _NARROW_NAMES}
+_KINDS: dict[np.dtype[Any], str] = {BFLOAT16: "f", **dict.fromkeys(NARROW, "V")}
+
 # Object, string and datetime arrays have no meaning on a device, and object arrays would need pickle on the wire.
 KINDS = "biufc"
 
@@ -33,14 +42,16 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
         found = np.dtype(dtype)
     except TypeError as error:
         raise DTypeError(f"not a dtype: {dtype!r}") from error
+    if found == BFLOAT16 or found in NARROW:
+        return found
     if kind_of(found) not in KINDS:
         raise DTypeError(f"dtype {found} is not supported: tensors hold numbers and booleans")
-    return found if found == BFLOAT16 else found.newbyteorder("=")
+    return found.newbyteorder("=")
 
 
 def kind_of(dtype: np.dtype[Any]) -> str:
     """numpy's kind of `dtype`, `f` for bfloat16 too: what every rule asks instead of `dtype.kind`."""
-    return "f" if dtype == BFLOAT16 else dtype.kind
+    return _KINDS.get(dtype) or dtype.kind
 
 
 def as_shape(shape: Iterable[Any] | int | None) -> Shape:

@@ -8,7 +8,7 @@ import numpy as np
 
 import nbflow as nf
 from nbflow.ops._build import build
-from tests.cases import Case, b, f
+from tests.cases import Case, b, f, i
 
 OPS: list[Case] = []
 
@@ -222,3 +222,14 @@ row(
     lambda x: [ints(3, 1, 2), ints(0, 1, 3), ints(0, 1, 0, 2, 1), ints(2, 2, 1)],
 )
 row("unique_slices", lambda x: nf.unique_slices(x)[0], [b(3, 4)], np.unique)
+
+# --- bits ------------------------------------------------------------------------------------------------------------
+
+row("bitcast", lambda x: nf.bitcast(x, "int64"), [f(2, 3)], lambda x: x.view(np.int64))
+row(
+    "bitcast",
+    lambda x: nf.bitcast(x, "float8_e5m2"),
+    [i(3, low=0, high=90, dtype="uint8")],
+    None,
+    note="test_narrow.py",
+)

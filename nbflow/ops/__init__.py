@@ -172,6 +172,10 @@ from nbflow.ops.manipulation import (
     tril,
     triu,
 )
+from nbflow.ops.narrow import (
+    bitcast,
+    saturate_cast,
+)
 from nbflow.ops.numbers import (
     angle,
     can_cast,
@@ -277,6 +281,7 @@ __all__ = [
     "atan",
     "atan2",
     "atanh",
+    "bitcast",
     "bitwise_and",
     "bitwise_invert",
     "bitwise_left_shift",
@@ -383,6 +388,7 @@ __all__ = [
     "roll",
     "round",
     "rsqrt",
+    "saturate_cast",
     "scan",
     "scatter_add",
     "scatter_elements",

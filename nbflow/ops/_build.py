@@ -15,7 +15,17 @@ import numpy as np
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, graph_for
 from nbflow.op import Attrs, ShapeRule
-from nbflow.spec import DTypeLike, Shape, TensorSpec, as_dtype, broadcast_shapes, format_shape, kind_of, result_dtype
+from nbflow.spec import (
+    NARROW,
+    DTypeLike,
+    Shape,
+    TensorSpec,
+    as_dtype,
+    broadcast_shapes,
+    format_shape,
+    kind_of,
+    result_dtype,
+)
 
 ArrayLike = Any  # Tensor, Variable, numpy array, Python scalar, or nested sequences of these
 
@@ -189,6 +199,9 @@ _KIND_GROUP = {"b": "boolean", "i": "integer", "u": "integer", "f": "floating", 
 
 def promote(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     """The array API's promotion. Raises DTypeError for booleans, integers and floats mixed with each other."""
+    if len(set(dtypes)) == 1:
+        return dtypes[0]
+    refuse_narrow(*dtypes)
     groups = {_KIND_GROUP[kind_of(d)] for d in dtypes}
     found = result_dtype(*dtypes)
     if len(groups) > 1 or _KIND_GROUP[kind_of(found)] not in groups:
@@ -197,9 +210,17 @@ def promote(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     return found
 
 
+def refuse_narrow(*dtypes: np.dtype[Any]) -> None:
+    """Raises DTypeError for the formats of 8 bits and fewer, which are only kept and moved."""
+    for dtype in dtypes:
+        if dtype in NARROW:
+            raise DTypeError(f"nothing computes with {dtype}; use nf.astype to make it a wider dtype first")
+
+
 @lru_cache(maxsize=4096)
 def ufunc_dtype(ufunc: np.ufunc, *dtypes: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of `ufunc`'s result. Raises DTypeError when it takes no such inputs."""
+    refuse_narrow(*dtypes)
     if len(dtypes) > 1:
         promote(*dtypes)
     try:

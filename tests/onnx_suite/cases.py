@@ -48,7 +48,8 @@ class SuiteCase:
 
     def data(self, model: ModelProto) -> Iterator[tuple[list[Any], list[Any]]]:
         if self.folder is None:
-            yield from self.made.data_sets
+            for inputs, outputs in self.made.data_sets:
+                yield [_plain(i) for i in inputs], [_plain(o) for o in outputs]
             return
         for folder in sorted(self.folder.glob("test_data_set_*")):
             weights = {t.name for t in model.graph.initializer}
@@ -57,6 +58,10 @@ class SuiteCase:
                 _values(folder, "input", [i.type for i in inputs]),
                 _values(folder, "output", [o.type for o in model.graph.output]),
             )
+
+
+def _plain(value: Any) -> Any:
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
 def _values(folder: Path, what: str, types: list[TypeProto]) -> list[Any]:

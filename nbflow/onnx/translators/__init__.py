@@ -11,6 +11,7 @@ FAMILIES = (
     "indexing",
     "matrices",
     "windows",
+    "quantization",
     "normalization",
     "resizing",
     "control",

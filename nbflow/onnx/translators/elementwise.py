@@ -8,16 +8,14 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
 
 from nbflow import ops
-from nbflow.errors import DTypeError
 from nbflow.graph import Tensor
 from nbflow.onnx.registry import Call, translates
 from nbflow.ops import nn
 from nbflow.ops._build import INT64, build
 from nbflow.ops.activations import celu, mish, selu, softsign, thresholded_relu
-from nbflow.spec import as_dtype, kind_of
+from nbflow.spec import kind_of
 
 # --- one input -------------------------------------------------------------------------------------------------------
 
@@ -155,11 +153,14 @@ def number(value: Any, like: Tensor) -> Tensor:
 
 @translates("BitShift")
 def _shift(c: Call) -> Any:
-    # A shift by all bits or more is 0 for the types that ONNX allows here, which are unsigned; C leaves it undefined.
+    # A shift by all bits or more leaves none of them; C leaves it undefined.
     move = ops.bitwise_left_shift if c.attrs["direction"] == "LEFT" else ops.bitwise_right_shift
     bits = number(8 * c[0].dtype.itemsize, c[1])
     within = ops.less(c[1], bits)
-    return ops.where(within, move(c[0], ops.where(within, c[1], _zero(c[1]))), _zero(c[0]))
+    moved = move(c[0], ops.where(within, c[1], _zero(c[1])))
+    # A negative number keeps its sign when it moves right.
+    beyond = _zero(c[0]) if move is ops.bitwise_left_shift else ops.minimum(ops.sign(c[0]), _zero(c[0]))
+    return ops.where(within, moved, beyond if kind_of(c[0].dtype) == "i" else _zero(c[0]))
 
 
 @translates("Mod")
@@ -231,26 +232,6 @@ def _isinf(c: Call) -> Any:
         return ops.isinf(x)
     sign = ops.greater(x, _zero(x)) if up else ops.less(x, _zero(x))
     return ops.logical_and(ops.isinf(x), sign)
-
-
-# --- casts -----------------------------------------------------------------------------------------------------------
-
-
-@translates("Cast")
-def _cast(c: Call) -> Any:
-    if c.attrs["to"] == TensorProto.STRING:
-        raise DTypeError(f"{c.what} makes strings; tensors hold numbers and booleans")
-    return cast(c[0], as_dtype(helper.tensor_dtype_to_np_dtype(c.attrs["to"])))
-
-
-@translates("CastLike")
-def _cast_like(c: Call) -> Any:
-    return cast(c[0], c[1].dtype)
-
-
-def cast(x: Tensor, dtype: np.dtype[Any]) -> Tensor:
-    """`x` in another dtype, as ONNX casts."""
-    return ops.identity(x) if x.dtype == dtype else ops.astype(x, dtype)
 
 
 @translates("Size")

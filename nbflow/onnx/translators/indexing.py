@@ -9,7 +9,7 @@ import numpy as np
 from nbflow import ops
 from nbflow.graph import Tensor
 from nbflow.onnx.registry import Call, translates
-from nbflow.onnx.translators.elementwise import cast, number
+from nbflow.onnx.translators.elementwise import number
 from nbflow.ops._build import INT64
 from nbflow.spec import normalize_axis
 
@@ -132,4 +132,4 @@ def _array_feature(c: Call) -> Any:
 
 @translates("Binarizer", domain="ai.onnx.ml")
 def _binarizer(c: Call) -> Any:
-    return cast(ops.greater(c[0], number(c.attrs["threshold"], c[0])), c[0].dtype)
+    return ops.astype(ops.greater(c[0], number(c.attrs["threshold"], c[0])), c[0].dtype)

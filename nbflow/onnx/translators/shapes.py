@@ -12,7 +12,7 @@ from nbflow import ops
 from nbflow.errors import DTypeError, GraphError
 from nbflow.graph import Tensor
 from nbflow.onnx.registry import Call, translates
-from nbflow.onnx.translators.elementwise import cast, dims, flattened, number
+from nbflow.onnx.translators.elementwise import dims, flattened, number
 from nbflow.ops._build import INT64, build, build_node
 from nbflow.spec import as_dtype, broadcast_shapes, normalize_axis
 
@@ -170,7 +170,8 @@ def _space_to_depth(c: Call) -> Any:
     x, size = c[0], c.attrs["blocksize"]
     n, depth, height, width = dims(x)
     rows, columns = (d // size if isinstance(d, int) else ops.floor_divide(d, size) for d in (height, width))
-    parts = ops.permute_dims(ops.reshape(x, [n, depth, rows, size, columns, size]), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if c.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    parts = ops.permute_dims(ops.reshape(x, [n, depth, rows, size, columns, size]), order)
     return ops.reshape(parts, [n, depth * size * size, rows, columns])
 
 
@@ -348,4 +349,4 @@ def _window(c: Call) -> Any:
     places = ops.astype(ops.arange(ops.astype(size, INT64), dtype=INT64), "float64")
     length = ops.astype(size, "float64") - (0.0 if c.attr("periodic", 1) else 1.0)
     angle = places * (2 * np.pi) / length
-    return cast(a0 - a1 * ops.cos(angle) + a2 * ops.cos(angle * 2.0), dtype)
+    return ops.astype(a0 - a1 * ops.cos(angle) + a2 * ops.cos(angle * 2.0), dtype)

@@ -1,4 +1,4 @@
-"""Convolution and pooling. ONNX's layouts have the channels first, and filters (outputs, channels / groups, *kernel)."""
+"""Convolution and pooling. ONNX has the channels first, and filters (outputs, channels / groups, *kernel)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from nbflow import ops
 from nbflow.errors import GraphError
 from nbflow.graph import Tensor
 from nbflow.onnx.registry import Call, translates
-from nbflow.onnx.translators.elementwise import cast, dims, number
+from nbflow.onnx.translators.elementwise import dims, number
 from nbflow.onnx.translators.matrices import centred
 from nbflow.ops._build import INT64
 from nbflow.ops.conv import conv
@@ -101,13 +99,8 @@ def _qlinear_conv(c: Call) -> Any:
     scale = ops.astype(c[1], "float64") * ops.astype(c[4], "float64") / ops.astype(c[6], "float64")
     if scale.spec.rank == 1 and scale.shape != (1,):
         scale = per_channel(scale, c.rank())
-    return saturated(ops.round(made * scale), c[7])
-
-
-def saturated(rounded: Tensor, zero_point: Tensor) -> Tensor:
-    """Whole numbers moved by the zero point, and cut to the range of its type."""
-    info = np.iinfo(zero_point.dtype)
-    return cast(ops.clip(rounded + ops.astype(zero_point, rounded.dtype), int(info.min), int(info.max)), info.dtype)
+    rounded = ops.round(made * scale) + ops.astype(c[7], "float64")
+    return ops.saturate_cast(rounded, c[7].dtype)
 
 
 @translates("ConvTranspose")
@@ -123,8 +116,8 @@ def _conv_transpose(c: Call) -> Any:
     return made if bias is None else made + per_channel(bias, c.rank())
 
 
-def _transposed_padding(c: Call, filters: Tensor, more: Sequence[int], n: int) -> tuple[tuple[int, int], ...]:
-    """What must be cut so that the result has the size asked for: ONNX's formula."""
+def _transposed_padding(c: Call, filters: Tensor, more: list[int], n: int) -> tuple[tuple[int, int], ...]:
+    """What must be cut so that the result has the size asked for: ONNX's formula; `more` grows if need be."""
     places = (c[0].shape or ())[2:]
     strides, dilations = c.attrs.get("strides") or [1] * n, c.attrs.get("dilations") or [1] * n
     if None in places:
@@ -134,7 +127,10 @@ def _transposed_padding(c: Call, filters: Tensor, more: Sequence[int], n: int) -
     found = []
     for axis, size in enumerate(wanted[-n:]):
         kernel = (int((filters.shape or ())[axis] or 0) - 1) * dilations[axis] + 1
-        total = max(strides[axis] * (int(places[axis] or 0) - 1) + more[axis] + kernel - size, 0)
+        total = strides[axis] * (int(places[axis] or 0) - 1) + more[axis] + kernel - size
+        if total < 0:  # more is wanted than the windows cover: zeros behind
+            more[axis] -= total
+            total = 0
         half = total // 2
         found.append((half, total - half) if upper else (total - half, half))
     return tuple(found)
