@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import numpy as np
+
+from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Tensor
 from nbflow.op import Attrs, AttrValue
 from nbflow.spec import TensorSpec
+
+HostArray = np.ndarray[Any, Any]
 
 # Old (node name, output index) -> tensor in the new graph.
 TensorMap = dict[tuple[str, int], Tensor]
@@ -98,6 +104,30 @@ def _renamed(attrs: Attrs, rename: Callable[[str], str]) -> dict[str, AttrValue]
         if made.get(key):
             made[key] = rename(made[key])
     return made
+
+
+def assignments(graph: Graph, values: Mapping[str, HostArray]) -> tuple[Graph, dict[Tensor, HostArray], list[Node]]:
+    """A graph of its own that sets variables of `graph` to `values` (by name): the graph, what to feed, what to run.
+
+    Raises GraphError for a name that is no variable's.
+    """
+    into = new_like(graph)
+    nodes = [graph.node(name) for name in values]
+    for node in nodes:
+        if node.op != "variable":
+            raise GraphError(f"{node.name!r} is an op {node.op!r}, not a variable", where=node.where)
+    copied: dict[str, Node] = {}
+    copy_nodes(nodes, into, {}, copied)
+    feeds: dict[Tensor, HostArray] = {}
+    made: list[Node] = []
+    for node in nodes:
+        handle, spec = copied[node.name].outputs[0], node.outputs[0].spec
+        attrs = {"dtype": spec.dtype, "shape": spec.shape}
+        value = into.add("placeholder", (), attrs, name=f"{node.name}/restored").outputs[0]
+        target = {"variable": node.name, "shape": spec.shape}
+        made.append(into.add("assign", (handle, value), target, name=f"{node.name}/restore"))
+        feeds[value] = values[node.name]
+    return into, feeds, made
 
 
 def copy_graph(graph: Graph) -> tuple[Graph, TensorMap]:

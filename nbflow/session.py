@@ -31,7 +31,7 @@ from nbflow.partition import check_partition, partition
 from nbflow.placement import HOLDERS, Placed, place
 from nbflow.placement_bodies import place_bodies
 from nbflow.plan import Bundle, new_bundle_id
-from nbflow.rewrite import feed_name
+from nbflow.rewrite import assignments, feed_name
 from nbflow.spec import TensorSpec, can_become, format_shape, shape_accepts, spec_of
 from nbflow.structure import Leaf, flatten
 from nbflow.trace import Trace
@@ -192,6 +192,44 @@ class Session:
         found.transports = self._transports
         return found
 
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """How many steps were run: the number that the next one gets, from which random ops draw."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, number: int) -> None:
+        with self._lock:
+            self._steps = number
+
+    def peek(self, fetches: Sequence[Tensor]) -> list[HostArray]:
+        """The values of `fetches`, without counting a step: what is drawn later does not depend on having looked."""
+        prepared = self.prepare(list(fetches), {})
+        found, _ = self._execute(prepared, {}, number=0)
+        return [found[s.name] for s in prepared.sources if s is not None]
+
+    def assign(self, values: Mapping[str, HostArray]) -> None:
+        """Sets variables, by name; their initialisers will not run. `values` have the variables' shapes and dtypes.
+
+        Raises GraphError for what is no variable. No step is counted.
+        """
+        with self._lock:
+            if self._closed:
+                raise GraphError("the session is closed")
+            self._refresh()
+            graph, feeds, nodes = assignments(self.graph, values)
+            prepared = self._build(nodes, {t: spec_of(v) for t, v in feeds.items()}, None, graph)
+            keys = {_state_key(self.graph, name): prepared.placement[name].device for name in values}
+            for key, home in keys.items():
+                self._homes.setdefault(key, home)
+            self._register(prepared)
+            self._execute(prepared, feeds, number=0)
+            self._initialised.update(keys)
+            for key in keys:
+                self._lost.pop(key, None)
+
     def _feed_value(self, tensor: Tensor, value: Any) -> HostArray:
         """`value` as an array of the tensor's dtype. Raises DTypeError or ShapeError when it does not fit."""
         if isinstance(value, Tensor):
@@ -249,10 +287,16 @@ class Session:
             node = leaf if isinstance(leaf, Node) else leaf.node
             self.graph.check_member(node)
 
-    def _build(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], replica: int | None) -> Prepared:
+    def _build(
+        self,
+        leaves: Sequence[Leaf],
+        feeds: Mapping[Tensor, TensorSpec],
+        replica: int | None,
+        of: Graph | None = None,
+    ) -> Prepared:
         infos = self.cluster.devices()
         available = [i.spec for i in infos]
-        pruned = prune(self.graph, leaves, feeds)
+        pruned = prune(of or self.graph, leaves, feeds)
         expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), available, replica)
         optimized = optimize(expanded.graph, _expanded(expanded, pruned, leaves), self.passes, evaluate)
         graph = optimized.graph
