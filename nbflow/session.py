@@ -210,6 +210,19 @@ class Session:
         found, _ = self._execute(prepared, {}, number=0)
         return [found[s.name] for s in prepared.sources if s is not None]
 
+    def beside(
+        self, graph: Graph, leaves: Sequence[Leaf], feeds: Mapping[Tensor, HostArray] | None = None
+    ) -> list[HostArray]:
+        """Runs `leaves` of another graph on the state of this one: its holders have the names they have here. Gives the
+        values of those that are tensors. Nothing is kept, and no step is counted."""
+        with self._lock:
+            self._refresh()
+            values = feeds or {}
+            prepared = self._build(leaves, {t: spec_of(v) for t, v in values.items()}, None, graph)
+            self._initialise(prepared)
+            found, _ = self._execute(prepared, values, number=0)
+            return [found[s.name] for s in prepared.sources if s is not None]
+
     def assign(self, values: Mapping[str, HostArray]) -> None:
         """Sets variables, by name; their initialisers will not run. `values` have the variables' shapes and dtypes.
 

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from nbflow.current import current_session
+from nbflow.data.state import iterators, restore_state, save_state
 from nbflow.errors import CheckpointError
-from nbflow.graph import Tensor
+from nbflow.graph import Graph, Node, Tensor
+from nbflow.rewrite import copy_nodes, new_like
 from nbflow.session import Session
 from nbflow.spec import format_shape
 from nbflow.variable import Variable, as_variables, global_variables
-from nbflow.weights import SHARD_BYTES, Folder, FolderWriter, Stored, in_shards
+from nbflow.weights import SHARD_BYTES, Array, Folder, FolderWriter, Stored, in_shards
 
 FORMAT = "nbflow.checkpoint"
 VERSION = 1
@@ -37,8 +39,8 @@ _LISTED = 8
 class Restored:
     """What `restore` did. Names are the graph's, but in `extra`, which are the checkpoint's.
 
-    `step`: the training step at which it was saved (of `nf.train.run`; 0 elsewhere). `same_graph`: whether the graph
-    computes just what the one that was saved did.
+    `restored`: variables and iterators. `step`: of `nf.train.run` when it was saved, 0 elsewhere. `same_graph`: whether
+    the graph computes just what the one that was saved did. `run`: what a run noted of itself.
     """
 
     path: Path
@@ -51,7 +53,7 @@ class Restored:
     run: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        parts = [f"{len(self.restored)} variables from {self.path}"]
+        parts = [f"{len(self.restored)} variables and iterators from {self.path}"]
         for what in ("missing", "extra", "mismatched"):
             names = getattr(self, what)
             if names:
@@ -65,32 +67,38 @@ def save(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Writes variables (all of the current graph when left out), and returns the folder.
+    """Writes variables, or all of the current graph and where its iterators stand, into a folder, which it returns.
 
     Variables without a value are initialised first. What was saved in the folder before is replaced in one moment,
     when all is written: a crash leaves the last good one. A shard has up to `shard_bytes`. Raises CheckpointError when
     the folder cannot be written.
     """
     chosen = None if variables is None else as_variables(list(variables))
-    return write(Path(path), current_session(), chosen, shard_bytes=shard_bytes)
+    session = current_session()
+    if chosen is None:
+        return write(Path(path), session, global_variables(), iterators(), shard_bytes=shard_bytes)
+    return write(Path(path), session, chosen, shard_bytes=shard_bytes)
 
 
 def write(
     path: Path,
     session: Session,
-    variables: Sequence[Variable] | None = None,
+    variables: Sequence[Variable],
+    holders: Sequence[Node] = (),
     *,
     run: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """`save` for a session. `run`: what a training run notes of itself, with its `step`."""
+    """`save` for a session. `holders`: of the iterators. `run`: what a run notes of itself, with its `step`."""
     graph = session.graph
-    chosen = {v.name: v for v in (global_variables(graph) if variables is None else variables)}
+    chosen = {v.name: v for v in variables}
     sizes = {name: _nbytes(chosen[name]) for name in sorted(chosen)}
     with FolderWriter(path, "variables") as writer:
         for names in in_shards(sizes, shard_bytes):
             values = session.peek([chosen[name].to_tensor() for name in names])
             writer.add(dict(zip(names, values, strict=True)))
+        if holders:
+            writer.add(_places(session, holders))
         writer.commit(
             {
                 "format": FORMAT,
@@ -100,6 +108,7 @@ def write(
                 "time_s": time.time(),
                 "graph": {"digest": graph.digest(), "seed": graph.seed},
                 "session": {"steps": session.steps},
+                "iterators": sorted(node.name for node in holders),
                 "run": dict(run or {}),
             }
         )
@@ -113,10 +122,10 @@ def restore(
     names: Mapping[str, str] | None = None,
     strict: bool = True,
 ) -> Restored:
-    """Sets variables of the current graph to what `save` wrote; their initialisers will not run.
+    """Sets variables and iterators of the current graph to what `save` wrote; initialisers will not run.
 
     - `path`: a folder that `save` wrote, or one with the checkpoints of a run, of which the last is taken.
-    - `variables`: only these; all of the graph when left out.
+    - `variables`: only these; when left out all of the graph, its iterators, and the number of the next step.
     - `names`: a variable's name in the graph -> its name in the checkpoint, where they differ.
     - `strict`: everything must fit. Otherwise what fits is restored, and the result names the rest.
 
@@ -124,57 +133,85 @@ def restore(
     missing, damaged or written by a newer nbflow, and for variables that are missing, left over (when neither
     `variables` nor `names` is given) or of another shape or dtype: with both.
     """
-    chosen = None if variables is None else as_variables(list(variables))
-    return read(Path(path), current_session(), chosen, names=names, strict=strict)
+    session = current_session()
+    if variables is not None:
+        return read(Path(path), session, as_variables(list(variables)), names=names, strict=strict, partial=True)
+    partial = names is not None
+    return read(Path(path), session, global_variables(), iterators(), names=names, strict=strict, partial=partial)
 
 
 def read(
     path: Path,
     session: Session,
-    variables: Sequence[Variable] | None = None,
+    variables: Sequence[Variable],
+    holders: Sequence[Node] = (),
     *,
     names: Mapping[str, str] | None = None,
     strict: bool = True,
+    partial: bool = False,
 ) -> Restored:
-    """`restore` for a session."""
+    """`restore` for a session. `holders`: of the iterators. `partial`: what is left over in the checkpoint is fine, and
+    the session's steps stay as they are."""
     found = newest(path)
     if found is None:
         raise CheckpointError(f"{path} holds no checkpoint: it has no manifest.json, and no step-… folder with one")
     folder = open_folder(found)
-    graph = session.graph
-    wanted = {v.name: v for v in (global_variables(graph) if variables is None else variables)}
-    source = {name: (names or {}).get(name, name) for name in wanted}
-    _check_names(names, wanted)
-    missing = [name for name in wanted if source[name] not in folder.tensors]
-    partial = variables is not None or names is not None
-    extra = [] if partial else sorted(folder.tensors.keys() - set(source.values()))
-    mismatched = [n for n in wanted if source[n] in folder.tensors and not _fits(wanted[n], folder.tensors[source[n]])]
-    if strict and (missing or extra or mismatched):
-        raise CheckpointError(_difference(found, folder, wanted, source, missing, extra, mismatched))
-    taken = [name for name in wanted if name not in missing and name not in mismatched]
-    _set(session, folder, {name: source[name] for name in taken})
+    fit = _compare(folder, {v.name: v for v in variables}, [n.name for n in holders], names or {})
+    if partial:
+        fit.extra.clear()
+    if strict and (fit.missing or fit.extra or fit.mismatched):
+        raise CheckpointError(fit.explain(folder))
+    _set(session, folder, fit, holders)
     if not partial:
         session.steps = int(folder.manifest["session"]["steps"])
     return Restored(
         found,
         int(folder.manifest["run"].get("step", 0)),
-        tuple(taken),
-        tuple(missing),
-        tuple(extra),
-        tuple(mismatched),
-        folder.manifest["graph"]["digest"] == graph.digest(),
+        (*fit.source, *fit.places),
+        tuple(fit.missing),
+        tuple(fit.extra),
+        tuple(fit.mismatched),
+        folder.manifest["graph"]["digest"] == session.graph.digest(),
         folder.manifest["run"],
     )
 
 
-def _set(session: Session, folder: Folder, source: Mapping[str, str]) -> None:
-    for file in {folder.tensors[name].file for name in source.values()}:
+def _set(session: Session, folder: Folder, fit: _Fit, holders: Sequence[Node]) -> None:
+    for file in {folder.tensors[name].file for name in [*fit.source.values(), *fit.places]}:
         folder.verify(file)
     targets: dict[str, list[str]] = {}
-    for name, stored in source.items():
+    for name, stored in fit.source.items():
         targets.setdefault(stored, []).append(name)
     for part in folder.read(targets):
         session.assign({name: value for stored, value in part.items() for name in targets[stored]})
+    for part in folder.read(fit.places):
+        _move(session, [n for n in holders if n.name in part], part)
+
+
+# --- iterators -------------------------------------------------------------------------------------------------------
+
+
+def _places(session: Session, holders: Sequence[Node]) -> dict[str, Array]:
+    """Where iterators stand: holder -> bytes."""
+    beside, copies = _holders_beside(session, holders)
+    values = session.beside(beside, [save_state(copies[node.name]) for node in holders])
+    return {node.name: value for node, value in zip(holders, values, strict=True)}
+
+
+def _move(session: Session, holders: Sequence[Node], places: Mapping[str, Array]) -> None:
+    """Puts iterators where `places` says."""
+    beside, copies = _holders_beside(session, holders)
+    with beside.as_default():
+        moves = [restore_state(copies[node.name], places[node.name]) for node in holders]
+    session.beside(beside, moves)
+
+
+def _holders_beside(session: Session, holders: Sequence[Node]) -> tuple[Graph, dict[str, Node]]:
+    """A graph of its own with the holders, so that the user's does not change."""
+    beside = new_like(session.graph)
+    copies: dict[str, Node] = {}
+    copy_nodes(holders, beside, {}, copies)
+    return beside, copies
 
 
 def open_folder(path: Path) -> Folder:
@@ -184,6 +221,7 @@ def open_folder(path: Path) -> Folder:
     try:
         complete = int(folder.manifest["session"]["steps"]) >= 0 and isinstance(folder.manifest["run"], dict)
         complete = complete and isinstance(folder.manifest["graph"]["digest"], str)
+        complete = complete and folder.tensors.keys() >= set(folder.manifest["iterators"])
     except (KeyError, TypeError, ValueError):
         complete = False
     if not complete:
@@ -221,36 +259,57 @@ def _fits(variable: Variable, stored: Stored) -> bool:
     return variable.shape == stored.shape and variable.dtype == stored.dtype
 
 
-def _check_names(names: Mapping[str, str] | None, wanted: Mapping[str, Variable]) -> None:
-    unknown = sorted(set(names or {}) - set(wanted))
+@dataclass(slots=True)
+class _Fit:
+    """How a checkpoint fits a graph.
+
+    `source`: variable -> its name in the checkpoint, for those that fit. `places`: the iterators that both have.
+    `different`: a sentence for each mismatched one. `called`: the names that the user mapped.
+    """
+
+    source: dict[str, str]
+    places: list[str]
+    missing: list[str]
+    extra: list[str]
+    mismatched: list[str]
+    different: list[str]
+    called: Mapping[str, str]
+
+    def explain(self, folder: Folder) -> str:
+        lines = [f"{folder.path} does not fit the graph:"]
+        if self.different:
+            more = [f"and {len(self.different) - _LISTED} more"] if len(self.different) > _LISTED else []
+            lines.append(f"  different: {'; '.join([*self.different[:_LISTED], *more])}")
+        if self.missing:
+            shown = [f"{n} (as {self.called[n]})" if n in self.called else n for n in self.missing]
+            lines.append(f"  in the graph, not in the checkpoint: {_listed(shown)}")
+        if self.extra:
+            lines.append(f"  in the checkpoint, not in the graph: {_listed(self.extra)}")
+        lines.append("  restore what fits with strict=False, some with variables=[…], renamed ones with names={…}")
+        return "\n".join(lines)
+
+
+def _compare(folder: Folder, wanted: Mapping[str, Variable], holders: Sequence[str], names: Mapping[str, str]) -> _Fit:
+    unknown = sorted(set(names) - set(wanted))
     if unknown:
         raise CheckpointError(
             f"names: the graph has no variable {_listed(unknown)} to restore; the keys are names in the graph, "
             "the values names in the checkpoint"
         )
-
-
-def _difference(
-    path: Path,
-    folder: Folder,
-    wanted: Mapping[str, Variable],
-    source: Mapping[str, str],
-    missing: Sequence[str],
-    extra: Sequence[str],
-    mismatched: Sequence[str],
-) -> str:
-    lines = [f"{path} does not fit the graph:"]
-    if mismatched:
-        pairs = [_mismatch(wanted[n], source[n], folder.tensors[source[n]]) for n in mismatched[:_LISTED]]
-        more = [f"and {len(mismatched) - _LISTED} more"] if len(mismatched) > _LISTED else []
-        lines.append(f"  different: {'; '.join([*pairs, *more])}")
-    if missing:
-        shown = [n if source[n] == n else f"{n} (as {source[n]})" for n in missing]
-        lines.append(f"  in the graph, not in the checkpoint: {_listed(shown)}")
-    if extra:
-        lines.append(f"  in the checkpoint, not in the graph: {_listed(extra)}")
-    lines.append("  restore what fits with strict=False, some with variables=[…], renamed ones with names={…}")
-    return "\n".join(lines)
+    places = set(folder.manifest["iterators"])
+    stored = {name: entry for name, entry in folder.tensors.items() if name not in places}
+    source = {name: names.get(name, name) for name in wanted}
+    known = {name: key for name, key in source.items() if key in stored}
+    wrong = [name for name, key in known.items() if not _fits(wanted[name], stored[key])]
+    return _Fit(
+        {name: key for name, key in known.items() if name not in wrong},
+        [name for name in holders if name in places],
+        [name for name in wanted if name not in known] + [name for name in holders if name not in places],
+        sorted([*(stored.keys() - set(source.values())), *(places - set(holders))]),
+        wrong,
+        [_mismatch(wanted[name], source[name], stored[source[name]]) for name in wrong],
+        names,
+    )
 
 
 def _mismatch(variable: Variable, name: str, stored: Stored) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,6 @@ def fresh() -> Iterator[None]:
     with Graph().as_default():
         yield
     nf.set_cluster(None)
-
-
-def run_anew(work: Any) -> Any:
-    """`work` in a graph and session of its own, as another process would have."""
-    with Graph().as_default() as graph:
-        with nf.Session(None, graph):
-            return work()
 
 
 def variables() -> dict[str, nf.Variable]:
@@ -195,91 +187,92 @@ def test_only_variables_are_saved(tmp_path: Path) -> None:
 
 
 def model() -> Any:
-    """A step with dropout, momentum and a schedule on data that is fed: everything but an iterator has state."""
-    x = nf.placeholder("float32", (8, 4), name="x")
+    """A step with dropout, moments, a schedule and a shuffled dataset: all kinds of state."""
+    rng = np.random.default_rng(7)
+    data = nf.data.from_arrays({"x": rng.normal(size=(30, 4)).astype(np.float32)}).shuffle(30).repeat().batch(8)
+    x = data.prefetch(2).next()["x"]
     h = nf.nn.dropout(nf.layers.dense(x, 6, activation=nf.nn.relu, name="h"), 0.5)
     loss = nf.mean(nf.square(nf.layers.dense(h, 1, name="out")))
     rate = nf.optim.schedule.exponential(0.05, steps=5, factor=0.9)
-    return x, loss, nf.optim.Adam(rate).minimize(loss)
+    return loss, nf.optim.Adam(rate).minimize(loss, strategy=nf.train.DataParallel())
 
 
-def train(first: int, count: int) -> tuple[list[bytes], Any, Any]:
-    x, loss, step = model()
-    return steps_of(x, loss, step, first, count), loss, step
-
-
-def steps_of(x: Any, loss: Any, step: Any, first: int, count: int) -> list[bytes]:
-    losses = []
-    for number in range(first, first + count):
-        batch = np.random.default_rng(number).normal(size=(8, 4)).astype(np.float32)
-        losses.append(nf.run([loss, step], {x: batch})[0].tobytes())
-    return losses
+def losses_of(loss: Any, step: Any, count: int) -> list[bytes]:
+    return [nf.run([loss, step])[0].tobytes() for _ in range(count)]
 
 
 def weights_now() -> dict[str, bytes]:
     return {v.name: nf.run(v).tobytes() for v in nf.variable.global_variables()}
 
 
-def test_restored_training_is_bit_for_bit_the_same(tmp_path: Path) -> None:
-    def whole() -> Any:
-        x, loss, step = model()
-        return steps_of(x, loss, step, 0, 20), weights_now()
+def after_the_break(folder: Path) -> list[str]:
+    """Ten steps from what is in `folder`: their losses, and the weights."""
+    loss, step = model()
+    assert nf.train.restore(folder).same_graph
+    return [*(b.hex() for b in losses_of(loss, step, 10)), *(f"{n} {b.hex()}" for n, b in weights_now().items())]
 
-    def half() -> Any:
-        x, loss, step = model()
-        losses = steps_of(x, loss, step, 0, 10)
-        nf.train.save(tmp_path)
-        nf.train.save(tmp_path)  # looking changes nothing
-        return losses
 
-    def rest() -> Any:
-        x, loss, step = model()
-        assert nf.train.restore(tmp_path).same_graph
-        return steps_of(x, loss, step, 10, 10), weights_now()
-
-    losses, after = run_anew(whole)
-    first = run_anew(half)
-    second, restored = run_anew(rest)
-    assert first + second == losses
-    assert restored == after
+@pytest.mark.parametrize("workers", [0, 3])
+def test_restored_training_is_bit_for_bit_the_same(workers: int, tmp_path: Path) -> None:
+    """Without a break, and with one: in another session, on another number of workers, in another process."""
+    cluster = InProcessCluster(workers, min(workers, 1))
+    nf.set_cluster(cluster)
+    loss, step = model()
+    losses_of(loss, step, 10)
+    digest = nf.get_graph().digest()
+    nf.train.save(tmp_path)
+    nf.train.save(tmp_path)  # looking changes nothing
+    assert nf.get_graph().digest() == digest
+    expected = [*(b.hex() for b in losses_of(loss, step, 10)), *(f"{n} {b.hex()}" for n, b in weights_now().items())]
+    with Graph().as_default():
+        assert after_the_break(tmp_path) == expected
+    nf.set_cluster(None)
+    cluster.close()
 
 
 RESUMED = """
 import sys
-import numpy as np
-import nbflow as nf
 sys.path.insert(0, sys.argv[2])
-from test_checkpoint import model, steps_of, weights_now
-x, loss, step = model()
-nf.train.restore(sys.argv[1])
-losses = steps_of(x, loss, step, 10, 10)
-print([b.hex() for b in losses])
-print(sorted((n, b.hex()) for n, b in weights_now().items()))
+from pathlib import Path
+from test_checkpoint import after_the_break
+print("\\n".join(after_the_break(Path(sys.argv[1]))))
 """
 
 
 def test_another_process_goes_on(tmp_path: Path) -> None:
-    x, loss, step = model()
-    steps_of(x, loss, step, 0, 10)
+    loss, step = model()
+    losses_of(loss, step, 10)
     nf.train.save(tmp_path)
-    losses = [b.hex() for b in steps_of(x, loss, step, 10, 10)]
-    after = sorted((n, b.hex()) for n, b in weights_now().items())
+    expected = [*(b.hex() for b in losses_of(loss, step, 10)), *(f"{n} {b.hex()}" for n, b in weights_now().items())]
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RESUMED), str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", RESUMED, str(tmp_path), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(losses), str(after)]
+    assert done.stdout.splitlines() == expected
 
 
 def test_the_manifest_says_how_to_go_on(tmp_path: Path) -> None:
-    x, loss, step = model()
-    steps_of(x, loss, step, 0, 3)
+    loss, step = model()
+    losses_of(loss, step, 3)
     nf.train.save(tmp_path)
-    manifest = Folder(tmp_path).manifest
-    assert manifest["session"]["steps"] == 3
-    assert manifest["graph"]["digest"] == nf.get_graph().digest()
-    assert {"h/weights", "h/weights/Adam/m", "h/weights/Adam/v", "Adam/iterations"} <= manifest["tensors"].keys()
+    folder = Folder(tmp_path)
+    assert folder.manifest["session"]["steps"] == 3
+    assert folder.manifest["graph"]["digest"] == nf.get_graph().digest()
+    assert folder.manifest["iterators"] == ["iterator"]
+    assert {"h/weights", "h/weights/Adam/m", "h/weights/Adam/v", "Adam/iterations"} <= folder.tensors.keys()
+
+
+def test_iterators_that_only_one_side_has(tmp_path: Path) -> None:
+    nf.Variable(1.0, name="w")
+    nf.data.from_arrays({"x": np.arange(4)}).next()
+    nf.train.save(tmp_path)
+    with Graph().as_default():
+        w = nf.Variable(0.0, name="w")
+        with pytest.raises(CheckpointError, match="in the checkpoint, not in the graph: iterator"):
+            nf.train.restore(tmp_path)
+        nf.train.restore(tmp_path, [w])
+        assert nf.run(w) == 1.0
