@@ -4,15 +4,17 @@
 
 Reading order, which is the order in which elements pass:
 
-    describe dataset             what users build: a tree of tuples, and the methods that extend it
-    program                      functions of an element as graphs
-    build stages combine apply   the tree as stages that pull from each other, on the worker
+    describe dataset program     what users build: a tree of tuples, methods that extend it, functions as graphs
+    files formats arrow generate where elements come from, beside arrays
+    build stages combine apply caching   the tree as stages that pull from each other, on the worker
     blocks                       what passes between them: runs of elements as arrays
     iterator snapshot state      the running dataset, where it stands as bytes, and the ops for that
+    queues specs                 queues as ops; what people say an element is
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +22,10 @@ import numpy as np
 
 from nbflow.data.blocks import Array
 from nbflow.data.dataset import Dataset, together
-from nbflow.data.describe import count
-from nbflow.data.files import read
+from nbflow.data.describe import UNKNOWN, count
+from nbflow.data.files import find, joined, sources
+from nbflow.data.generate import GeneratorFunction, GeneratorKey
+from nbflow.data.specs import described
 from nbflow.data.state import position, restore_state, save_state
 from nbflow.errors import DataError
 from nbflow.spec import KINDS, kind_of
@@ -31,6 +35,7 @@ __all__ = [
     "concatenate",
     "from_arrays",
     "from_files",
+    "from_generator",
     "interleave",
     "position",
     "restore_state",
@@ -56,16 +61,48 @@ def from_arrays(arrays: Mapping[str, Any] | Any) -> Dataset:
     return Dataset(("arrays", tuple(made), tuple(made.values())))
 
 
-def from_files(pattern: str | Sequence[str]) -> Dataset:
-    """The rows of `.npz` and `.npy` files, one after the other: `nf.data.from_files("shard-*.npz")`.
+def from_files(
+    pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    columns: Sequence[str] | None = None,
+    interleave: int = 1,
+) -> Dataset:
+    """The rows of files, one file after the other: `nf.data.from_files("shard-*.npz")`.
 
-    - `pattern`: a glob pattern, or a list of paths. Files that match come in the order of their names.
+    - `pattern`: a glob pattern, in the order of the names, or a list of paths. Files are npy, npz, safetensors, or,
+      with pyarrow, parquet and csv, told by their suffix.
+    - `columns`: which arrays or columns, all when None. The only array of an npy file is called `x`.
+    - `interleave`: read from as many files in turn, a row of each.
 
-    An array of an npz file has its name there, that of an npy file is called `x`. One npy file is mapped, not read:
-    pages come into memory as their rows are used; several files are joined in memory. Raises DataError when nothing
-    matches, for files that cannot be read, and for names, shapes or dtypes that differ from file to file.
+    The worker that holds the iterator reads the files, a few MB at a time, from the same absolute paths: a dataset may
+    be larger than memory. Raises DataError when nothing matches, for files that cannot be read, and for names, shapes
+    or dtypes that differ from file to file.
     """
-    return from_arrays(read(pattern))
+    if interleave < 1:
+        raise DataError(f"from_files(interleave): at least 1 file at a time, got {interleave}")
+    each = sources(find(pattern), columns)
+    if interleave == 1 or len(each) == 1:
+        return Dataset(joined(each))
+    return Dataset(("interleave", tuple(each), int(interleave), 1))
+
+
+def from_generator(fn: GeneratorFunction, spec: Any) -> Dataset:
+    """What the iterator that `fn()` returns gives: dicts of arrays, or arrays where `spec` is one.
+
+    - `spec`: of an element: a dict of `TensorSpec`s or (dtype, shape); or one, whose component is then called `x`.
+      A dimension that varies is None.
+
+    `fn` is called once an epoch. It runs in this process: on workers elsewhere its elements arrive through a queue
+    (`nf.feed`), since code does not travel. Continuing from a saved place calls it again and leaves out what was read.
+    Raises DataError, when it is read, for elements that are not what `spec` says.
+    """
+    if not callable(fn):
+        raise DataError(f"from_generator takes a function that returns an iterator, not {type(fn).__name__}")
+    names, specs, structure = described(spec, "generator")
+    if structure is tuple:
+        raise DataError("the components of a generator have names; give it a dict of specs")
+    shapes, dtypes = tuple(s.shape for s in specs), tuple(s.dtype for s in specs)
+    known = names if structure is dict else ("x",)
+    return Dataset(("generator", GeneratorKey.of(fn), known, shapes, dtypes, UNKNOWN))
 
 
 def zip(**datasets: Dataset) -> Dataset:

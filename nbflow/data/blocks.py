@@ -129,7 +129,7 @@ def pad_stack(block: Columns, specs: Sequence[TensorSpec], values: Sequence[Any]
         whole = np.full((len(elements), *shape), value, spec.dtype)
         for number, one in enumerate(elements):
             corner = tuple(slice(0, d) for d in one.shape)
-            whole[number][corner] = one
+            whole[number, ...][corner] = one
         made.append(whole[None])
     return tuple(made)
 

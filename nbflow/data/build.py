@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nbflow.data.apply import Filter, Map, ParallelMap
+from nbflow.data.caching import Cache, FileStore, MemoryStore, Store
 from nbflow.data.combine import Concatenate, Interleave, Zip
 from nbflow.data.describe import Tree, components, walk
+from nbflow.data.files import Files
+from nbflow.data.generate import Generated
 from nbflow.data.program import bind
 from nbflow.data.stages import (
     Batch,
@@ -103,12 +106,29 @@ def _map(tree: Tree, env: Environment) -> Stage:
     return ParallelMap(below, function, threads) if threads else Map(below, function)
 
 
+def _files(tree: Tree, env: Environment) -> Stage:
+    return Files(tree[1], tree[2], [s for _, s in components(tree)], tree[6], env.report)
+
+
+def _cache(tree: Tree, env: Environment) -> Stage:
+    _, child, path, fingerprint = tree
+    names = [name for name, _ in components(child)]
+
+    def make() -> Store:
+        return FileStore(path, names, fingerprint) if path else MemoryStore()
+
+    return Cache(build(child, env), make, env.report)
+
+
 def _children(tree: Tree, env: Environment) -> list[Stage]:
     return [build(child, env) for child in tree[1]]
 
 
 _MAKERS: dict[str, Callable[[Tree, Environment], Stage]] = {
     "arrays": lambda tree, env: Rows(tree[2]),
+    "files": _files,
+    "generator": lambda tree, env: Generated(tree[1], tree[2], [s for _, s in components(tree)]),
+    "cache": _cache,
     "shuffle": _shuffle,
     "repeat": lambda tree, env: Repeat(build(tree[1], env), tree[2]),
     "take": lambda tree, env: Take(build(tree[1], env), tree[2]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,6 +133,17 @@ class Dataset:
         if others or made[1].dtype != np.bool_ or made[1].shape not in ((), None):
             raise DataError(f"the function given to filter returns one boolean scalar, it returned {said((made,))}")
         return settled._then("filter", program)
+
+    def cache(self, path: str | os.PathLike[str] = "") -> Dataset:
+        """Keeps the elements when they are read first, and gives the same ones from then on.
+
+        `path`: a folder, on the machine of the worker that reads, instead of memory; a later session finds it again.
+        Put it before `shuffle`, or every epoch has one order. Raises DataError, when it is read, for a folder that
+        holds another dataset, and for elements that differ in shape in files.
+        """
+        settled = self._settled()
+        where = os.path.abspath(os.path.expanduser(os.fspath(path))) if path else ""
+        return settled._then("cache", where, fingerprint(settled.tree))
 
     def prefetch(self, n: int) -> Dataset:
         """Keeps up to `n` elements ready, made by a thread beside the training step."""

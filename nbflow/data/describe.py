@@ -3,6 +3,8 @@
 A stage is `(kind, child or children, *arguments)`:
 
     ("arrays", names, arrays)
+    ("files", paths, names, shapes, dtypes, rows in all, rows of each)      -2, -1: unknown
+    ("generator", key, names, shapes, dtypes, -2)
     ("shuffle", child, buffer, seed, reshuffle)     seed: an integer; "" for one of the graph's seed and the op's name
     ("repeat", child, count)                        -1: for ever
     ("take", child, n)  ("skip", child, n)  ("shard", child, count, index)
@@ -11,7 +13,7 @@ A stage is `(kind, child or children, *arguments)`:
     ("unbatch", child)  ("enumerate", child, start)
     ("map", child, program, names, threads)         threads 0: none beside the reader's
     ("filter", child, program)
-    ("cache", child, path)                          "" for memory
+    ("cache", child, path, fingerprint)             "" for memory; of the child
     ("prefetch", child, n)
     ("zip", children, names)  ("concatenate", children)  ("interleave", children, cycle, block)
 
@@ -21,6 +23,7 @@ This module says what is known of a tree without running it: components, number 
 from __future__ import annotations
 
 import hashlib
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -263,6 +266,9 @@ def fingerprint(tree: Tree) -> str:
             mark.update(_content(value).encode())
         elif isinstance(value, tuple):
             mark.update(b"(")
+            if value and isinstance(value[0], str) and value[0] == "files":
+                # Names, not folders: a training goes on on a machine where they are elsewhere.
+                value = ("files", tuple(os.path.basename(p) for p in value[1]), *value[2:])
             for item in value:
                 add(item)
             mark.update(b")")

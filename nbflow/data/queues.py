@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nbflow.data.specs import described
 from nbflow.errors import DataError
 from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.ops._build import build, build_node, convert
-from nbflow.spec import TensorSpec, as_dtype, as_shape
+from nbflow.spec import TensorSpec
 
 
 class Queue:
@@ -165,7 +166,7 @@ def queue(
         )
     if min_after_dequeue and not shuffle:
         raise DataError("min_after_dequeue is for shuffle=True: a queue in order has nothing to choose from")
-    names, found, structure = _described(specs)
+    names, found, structure = described(specs, "queue")
     node = build_node(
         "queue",
         (),
@@ -182,33 +183,3 @@ def queue(
         graph=get_graph(),
     )
     return Queue(node, found, names, structure)
-
-
-def _described(specs: Any) -> tuple[tuple[str, ...], tuple[TensorSpec, ...], type]:
-    """Names, specs, and whether they were a dict, a tuple or one."""
-    structure: type
-    if isinstance(specs, Mapping):
-        names, given, structure = tuple(map(str, specs)), list(specs.values()), dict
-    elif isinstance(specs, TensorSpec) or _is_pair(specs):
-        names, given, structure = ("",), [specs], TensorSpec
-    elif isinstance(specs, (tuple, list)):
-        names, given, structure = ("",) * len(specs), list(specs), tuple
-    else:
-        raise DataError(
-            f"specs of a queue are a TensorSpec, (dtype, shape), or a dict or tuple of these, not {specs!r}"
-        )
-    found = tuple(s if isinstance(s, TensorSpec) else _from_pair(s) for s in given)
-    if not found or any(s.shape is None or s.resource for s in found):
-        raise DataError("a queue needs components of known rank; unknown dimensions are None: ('float32', (None, 3))")
-    return names, found, structure
-
-
-def _is_pair(value: Any) -> bool:
-    """Whether this is (dtype, shape), and not two specs."""
-    return isinstance(value, tuple) and len(value) == 2 and not isinstance(value[0], (TensorSpec, tuple))
-
-
-def _from_pair(value: Any) -> TensorSpec:
-    if not _is_pair(value):
-        raise DataError(f"a component of a queue is a TensorSpec or (dtype, shape), not {value!r}")
-    return TensorSpec(as_shape(value[1]), as_dtype(value[0]))

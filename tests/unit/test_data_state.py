@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 import nbflow as nf
 from nbflow import data
-from nbflow.data.build import Environment
 from nbflow.data.iterator import DataIterator
 from nbflow.data.snapshot import pack, unpack
 from nbflow.errors import DataError, EndOfData, OpError
 from nbflow.graph import Graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.session import Session
+from tests.unit.data_checks import check_resumes
 
 
 def numbers(n: int, first: int = 0) -> data.Dataset:
@@ -51,33 +51,6 @@ DATASETS: dict[str, Callable[[], data.Dataset]] = {
     "concatenate": lambda: data.concatenate(numbers(5), numbers(4, 50)).shuffle(3, seed=1).repeat(2).batch(2),
     "interleave": lambda: data.interleave([numbers(n, 100 * n) for n in (5, 2, 7, 3)], cycle=2, block=2).batch(2),
 }
-
-
-def drain(iterator: DataIterator) -> list[list[Any]]:
-    found = []
-    try:
-        while True:
-            found.append([a.tolist() for a in iterator.next()])
-    except EndOfData:
-        return found
-    finally:
-        iterator.close()
-
-
-def check_resumes(dataset: data.Dataset) -> None:
-    """From every place, through bytes, into an iterator that knows nothing."""
-    straight = drain(DataIterator(dataset.tree, Environment("it", 3)))
-    assert len(straight) > 2
-    going = DataIterator(dataset.tree, Environment("it", 3))
-    for done in range(len(straight) + 1):
-        kept = pack(going.export_state())
-        fresh = DataIterator(dataset.tree, Environment("it", 3))
-        fresh.import_state(unpack(kept))
-        assert fresh.position == done
-        assert drain(fresh) == straight[done:], done
-        if done < len(straight):
-            going.next()
-    going.close()
 
 
 @pytest.mark.parametrize("name", DATASETS)

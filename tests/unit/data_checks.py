@@ -1,0 +1,44 @@
+"""What the tests of datasets share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbflow.data import Dataset
+from nbflow.data.build import Environment
+from nbflow.data.iterator import DataIterator
+from nbflow.data.snapshot import pack, unpack
+from nbflow.errors import EndOfData
+
+
+def drain(iterator: DataIterator) -> list[list[Any]]:
+    """All that is left, as lists; the iterator is closed."""
+    found = []
+    try:
+        while True:
+            found.append([a.tolist() for a in iterator.next()])
+    except EndOfData:
+        return found
+    finally:
+        iterator.close()
+
+
+def elements(dataset: Dataset) -> list[dict[str, Any]]:
+    """All elements, as lists by name."""
+    return [{name: array.tolist() for name, array in e.items()} for e in dataset]
+
+
+def check_resumes(dataset: Dataset) -> None:
+    """From every place, through bytes, into an iterator that knows nothing."""
+    straight = drain(DataIterator(dataset.tree, Environment("it", 3)))
+    assert len(straight) > 2
+    going = DataIterator(dataset.tree, Environment("it", 3))
+    for done in range(len(straight) + 1):
+        kept = pack(going.export_state())
+        fresh = DataIterator(dataset.tree, Environment("it", 3))
+        fresh.import_state(unpack(kept))
+        assert fresh.position == done
+        assert drain(fresh) == straight[done:], done
+        if done < len(straight):
+            going.next()
+    going.close()
