@@ -22,6 +22,7 @@ DTypeLike = Any  # what numpy.dtype() takes
 # ml_dtypes registers bfloat16 with numpy under the kind of raw bytes, 'V'.
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 FLOAT32: np.dtype[Any] = np.dtype(np.float32)
+_finfo: Any = ml_dtypes.finfo  # numpy's own but for bfloat16; without types
 
 # Formats of 8 bits and fewer, for weights and their exchange: values are kept, moved and cast in them, and no op
 # computes with them. Their kind is 'V', which no rule accepts.
@@ -52,6 +53,36 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 def kind_of(dtype: np.dtype[Any]) -> str:
     """numpy's kind of `dtype`, `f` for bfloat16 too: what every rule asks instead of `dtype.kind`."""
     return _KINDS.get(dtype) or dtype.kind
+
+
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether `dtype` is a float of 16 bits, float16 or bfloat16: sums of those are made in float32."""
+    return dtype.itemsize == 2 and kind_of(dtype) == "f"
+
+
+@dataclass(frozen=True, slots=True)
+class FloatInfo:
+    """The limits of a floating dtype: what the array API's finfo gives. Of a complex dtype, those of its parts."""
+
+    bits: int
+    eps: float
+    max: float
+    min: float
+    smallest_normal: float
+    dtype: np.dtype[Any]
+
+
+def float_info(dtype: np.dtype[Any]) -> FloatInfo:
+    """The limits of a floating or complex dtype."""
+    found = _finfo(dtype)
+    return FloatInfo(
+        bits=int(found.bits),
+        eps=float(found.eps),
+        max=float(found.max),
+        min=float(found.min),
+        smallest_normal=float(found.smallest_normal),
+        dtype=np.dtype(found.dtype),
+    )
 
 
 def as_shape(shape: Iterable[Any] | int | None) -> Shape:

@@ -16,6 +16,7 @@ from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, graph_for
 from nbflow.op import Attrs, ShapeRule
 from nbflow.spec import (
+    BFLOAT16,
     NARROW,
     DTypeLike,
     Shape,
@@ -100,6 +101,17 @@ def convert_all(values: Sequence[ArrayLike]) -> list[Tensor]:
     return [convert(v, like=like) if t is None else t for v, t in zip(values, tensors, strict=True)]
 
 
+def convert_promoted(values: Sequence[ArrayLike]) -> list[Tensor]:
+    """`convert_all` for operands whose dtypes promote. bfloat16 beside another dtype is cast by a node of its own:
+    numpy casts the rest while it computes, but knows nothing of this pair or that."""
+    tensors = convert_all(values)
+    dtypes = {t.dtype for t in tensors}
+    if BFLOAT16 not in dtypes or len(dtypes) == 1:
+        return tensors
+    wanted = promote(*(t.dtype for t in tensors))
+    return [t if t.dtype == wanted else build("astype", (t,), {"dtype": wanted}) for t in tensors]
+
+
 def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, (list, tuple)):
         for item in value:
@@ -108,9 +120,18 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+# Beside a Python complex number, as the standard asks.
+_COMPLEX_OF: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(np.float32): DEFAULT_COMPLEX,
+    np.dtype(np.float64): np.dtype(np.complex128),
+}
+
+
 def _weak_dtype(value: Any, like: Tensor) -> np.dtype[Any]:
     kind = kind_of(like.dtype)
     fits = {"bool": "b", "int": "iufc", "float": "fc", "complex": "c"}[type(value).__name__]
+    if isinstance(value, complex) and like.dtype in _COMPLEX_OF:
+        return _COMPLEX_OF[like.dtype]
     if kind not in fits:
         raise DTypeError(
             f"the Python {type(value).__name__} {value!r} does not fit {like.name}, which is {like.dtype}; "
@@ -181,7 +202,7 @@ def unary(op: str, x: ArrayLike, attrs: Mapping[str, Any] | None = None, *, name
 
 def binary(op: str, x: ArrayLike, y: ArrayLike, *, name: str | None = None) -> Tensor:
     """`op(x, y)`, in which a Python scalar takes the dtype of the other operand."""
-    return build(op, convert_all((x, y)), name=name)
+    return build(op, convert_promoted((x, y)), name=name)
 
 
 def named(function: Callable[..., Tensor], name: str, doc: str, module: str) -> Any:
@@ -198,7 +219,8 @@ _KIND_GROUP = {"b": "boolean", "i": "integer", "u": "integer", "f": "floating", 
 
 
 def promote(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
-    """The array API's promotion. Raises DTypeError for booleans, integers and floats mixed with each other."""
+    """The array API's promotion; `spec.result_dtype` says where bfloat16 stands. Raises DTypeError for booleans,
+    integers and floats mixed with each other, and for uint64 with a signed integer."""
     if len(set(dtypes)) == 1:
         return dtypes[0]
     refuse_narrow(*dtypes)
@@ -219,15 +241,20 @@ def refuse_narrow(*dtypes: np.dtype[Any]) -> None:
 
 @lru_cache(maxsize=4096)
 def ufunc_dtype(ufunc: np.ufunc, *dtypes: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of `ufunc`'s result. Raises DTypeError when it takes no such inputs."""
+    """The dtype of `ufunc`'s result. Raises DTypeError when it takes no such inputs.
+
+    numpy would rather compute in another dtype than refuse: exp(int8) in float16, True ** True in int8. Here the
+    dtype in which it computes is the promoted one.
+    """
     refuse_narrow(*dtypes)
-    if len(dtypes) > 1:
-        promote(*dtypes)
+    wanted = promote(*dtypes)
     try:
-        found = ufunc.resolve_dtypes((*dtypes, *[None] * ufunc.nout))
+        found = ufunc.resolve_dtypes((*[wanted] * len(dtypes), *[None] * ufunc.nout))
     except TypeError:
+        found = ()
+    if not found or any(d != wanted for d in found[: len(dtypes)]):
         listed = " and ".join(str(d) for d in dtypes)
-        raise DTypeError(f"{ufunc.__name__} is not defined for {listed}") from None
+        raise DTypeError(f"{ufunc.__name__} is not defined for {listed}; use nf.astype first")
     return as_dtype(found[-1])
 
 

@@ -31,6 +31,7 @@ from nbflow.ops.creation import constant, identity, ones_like, zeros, zeros_like
 from nbflow.ops.elementwise import astype, logical_or, not_equal, where
 from nbflow.ops.joining import concat
 from nbflow.ops.manipulation import expand_dims, moveaxis, tril
+from nbflow.ops.reduction import accumulator
 from nbflow.ops.reduction import sum as sum_over
 from nbflow.ops.shape import ShapeLike, broadcast_like
 from nbflow.spec import Dim, DTypeLike, TensorSpec, as_dtype, kind_of, normalize_axis
@@ -141,11 +142,7 @@ def diff(
 
 
 def _cumulative_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-    shape, dtype = inputs[0].shape, inputs[0].dtype
-    if attrs["dtype"] is not None:
-        dtype = attrs["dtype"]
-    elif kind_of(dtype) in "biu":
-        dtype = as_dtype("u8" if kind_of(dtype) == "u" else "i8")
+    shape, dtype = inputs[0].shape, accumulator(inputs[0].dtype, attrs)
     if shape is None:
         return [TensorSpec(None, dtype)]
     axis = normalize_axis(attrs["axis"], len(shape))

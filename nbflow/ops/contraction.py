@@ -15,7 +15,7 @@ import opt_einsum
 from opt_einsum.parser import get_symbol
 
 from nbflow import op
-from nbflow.errors import ShapeError
+from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, build, convert_all, known_rank, promote
 from nbflow.ops.creation import identity
@@ -184,7 +184,7 @@ def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     """All in the promoted dtype; a matmul has none for booleans."""
     dtype = promote(*(t.dtype for t in tensors))
     if kind_of(dtype) == "b":
-        raise ShapeError("einsum multiplies and adds numbers, not booleans; use nf.astype first")
+        raise DTypeError("einsum multiplies and adds numbers, not booleans; use nf.astype first")
     return [t if t.dtype == dtype else astype(t, dtype) for t in tensors]
 
 

@@ -14,7 +14,7 @@ from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import INT64, ArrayLike, build, convert, int_tuple, require_kind, require_scalar
 from nbflow.ops.shape import shape_of
-from nbflow.spec import TensorSpec, format_shape, normalize_axis
+from nbflow.spec import TensorSpec, format_shape, kind_of, normalize_axis
 
 Grads = Sequence[Tensor | None]
 
@@ -122,7 +122,7 @@ def _pad_gradient(node: Node, grads: Grads) -> Grads:
         raise ShapeError("the gradient of pad_dynamic needs a tensor of known rank")
     # The value's own gradient is what lies outside: all of it less the inside.
     inside = build("pad_crop", (grad, widths, shape_of(x)))
-    outside = grad.sum() - inside.sum() if value.dtype.kind == "f" else None
+    outside = grad.sum() - inside.sum() if kind_of(value.dtype) == "f" else None
     return [inside, None, outside]
 
 
@@ -192,8 +192,9 @@ def pad_places(length: ArrayLike, widths: ArrayLike, mode: str, *, name: str | N
 
 
 def _range_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    require_kind(inputs[0], "iuf", "bounds of a range are real numbers")
     for spec in inputs:
-        require_kind(spec, inputs[0].dtype.kind if spec.dtype == inputs[0].dtype else "", "bounds have one dtype")
+        require_kind(spec, kind_of(inputs[0].dtype) if spec.dtype == inputs[0].dtype else "", "bounds have one dtype")
         require_scalar(spec, "a bound of a range")
     return [TensorSpec((None,), inputs[0].dtype)]
 

@@ -28,6 +28,7 @@ from nbflow.ops._build import (
     build,
     convert,
     convert_all,
+    convert_promoted,
     is_scalar,
     named,
     promote,
@@ -55,9 +56,11 @@ def _unary_op(
     doc: str,
     *,
     flops: float = 1.0,
+    integers: bool | None = None,
     rule: GradientRule | None = None,
 ) -> Unary:
-    """`rule` stands in the place of a `derivative` for a function that is not holomorphic."""
+    """`integers`: False for a function onto the reals, which takes integers as float64; None: what numpy does.
+    `rule` stands in the place of a `derivative` for a function that is not holomorphic."""
 
     def gradient(node: Node, grads: Grads) -> Grads:
         (grad,) = grads
@@ -76,9 +79,11 @@ def _unary_op(
     )
 
     def function(x: ArrayLike, /, *, name: str | None = None) -> Tensor:
-        return unary(op_name, x, name=name)
+        return unary(op_name, x if integers else _floats((x,))[0], name=name)
 
     op_name = name
+    if integers is None:
+        integers = _takes_integers(ufunc)
     made: Unary = named(function, name, doc, __name__)
     return made
 
@@ -115,11 +120,27 @@ def _binary_op(
     )
 
     def function(x: ArrayLike, y: ArrayLike, /, *, name: str | None = None) -> Tensor:
-        return binary(op_name, x, y, name=name)
+        return binary(op_name, *((x, y) if integers else _floats((x, y))), name=name)
 
-    op_name = name
+    op_name, integers = name, _takes_integers(ufunc)
     made: Binary = named(function, name, doc, __name__)
     return made
+
+
+def _takes_integers(ufunc: np.ufunc) -> bool:
+    wanted = (np.dtype(np.int64),) * ufunc.nin
+    return ufunc.resolve_dtypes((*wanted, None))[: ufunc.nin] == wanted
+
+
+def _floats(values: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
+    """Integers as float64, for functions onto the reals: the dtype in which numpy divides integers.
+
+    Left to itself, numpy would take a dtype that just holds them: float16 for int8.
+    """
+    return [
+        build("astype", (t,), {"dtype": np.dtype(np.float64)}) if kind_of(t.dtype) in "iu" else t
+        for t in convert_all(values)
+    ]
 
 
 def _cost(flops: float) -> op.CostRule:
@@ -201,7 +222,9 @@ sign: Unary = _unary_op(
 square = _unary_op("square", np.square, lambda g, x, y: g * x * 2, "x * x.")
 sqrt = _unary_op("sqrt", np.sqrt, lambda g, x, y: gated_divide(g * 0.5, y), "Square root.", flops=4)
 rsqrt = _unary_op("rsqrt", np.sqrt, lambda g, x, y: gated_multiply(g, y * y * y * -0.5), "1 / sqrt(x).", flops=8)
-reciprocal = _unary_op("reciprocal", np.reciprocal, lambda g, x, y: -gated_multiply(g, y * y), "1 / x.", flops=4)
+reciprocal = _unary_op(
+    "reciprocal", np.reciprocal, lambda g, x, y: -gated_multiply(g, y * y), "1 / x.", flops=4, integers=False
+)
 
 
 def _power_base(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -293,10 +316,10 @@ logaddexp = _binary_op(
     "log(exp(x) + exp(y)) without overflow.",
     flops=2 * _T,
 )
-# numpy has no error function: the dtype rule is that of sqrt, which also takes every real number to a float.
+# numpy has no error function: the dtype rule is that of cbrt, which also takes real numbers only.
 erf = _unary_op(
     "erf",
-    np.sqrt,
+    np.cbrt,
     lambda g, x, y: g * exp(-x * x) * (2 / math.sqrt(math.pi)),
     "The error function, 2 / sqrt(pi) times the integral of exp(-t*t) from 0 to x.",
     flops=3 * _T,
@@ -397,7 +420,7 @@ op.define(
 def where(condition: ArrayLike, x: ArrayLike, y: ArrayLike, /, *, name: str | None = None) -> Tensor:
     """`x` where the boolean `condition` holds, `y` elsewhere; all three broadcast together."""
     found = convert(condition)
-    values = convert_all((x, y)) if not (is_scalar(x) and is_scalar(y)) else [convert(x), convert(y)]
+    values = convert_promoted((x, y)) if not (is_scalar(x) and is_scalar(y)) else [convert(x), convert(y)]
     return build("where", (found, *values), name=name)
 
 
@@ -441,8 +464,14 @@ def clip(
 
 def _check_bound(bound: Any, x: Tensor) -> None:
     fits = {"b": (), "i": (int,), "u": (int,), "f": (int, float)}.get(kind_of(x.dtype), ())
-    if isinstance(bound, bool) or not isinstance(bound, fits):
+    small = isinstance(bound, int) and kind_of(x.dtype) in "iu" and not _holds(x.dtype, bound)
+    if isinstance(bound, bool) or not isinstance(bound, fits) or small:
         raise DTypeError(f"the bound {bound!r} does not fit {x.name}, which is {x.dtype}; use nf.astype first")
+
+
+def _holds(dtype: np.dtype[Any], number: int) -> bool:
+    info = np.iinfo(dtype)
+    return bool(info.min <= number <= info.max)
 
 
 def _astype_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:

@@ -52,6 +52,7 @@ def _gather_gradient(node: Node, grads: Grads) -> Sequence[Gradient | None]:
 
 def _scatter_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     x, updates, *indices = inputs
+    require_kind(x, "iufc", "only numbers add up")
     if updates.dtype != x.dtype:
         raise DTypeError(f"updates are {x.dtype} like the tensor, not {updates.dtype}; use nf.astype first")
     wanted = _gathered(x, indices, attrs)

@@ -161,6 +161,7 @@ def gather(x: ArrayLike, indices: ArrayLike, /, *, axis: int = 0, name: str | No
 
 def _scatter_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     x, indices, updates = inputs
+    require_kind(x, "iufc", "only numbers add up")
     require_kind(
         updates, kind_of(x.dtype) if updates.dtype == x.dtype else "", f"updates are {x.dtype} like the tensor"
     )
@@ -223,6 +224,7 @@ def _along_gradient(node: Node, grads: Grads) -> Grads:
 
 def _scatter_along_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     x, _, updates = inputs
+    require_kind(x, "iufc", "only numbers add up")
     require_kind(
         updates, kind_of(x.dtype) if updates.dtype == x.dtype else "", f"updates are {x.dtype} like the tensor"
     )

@@ -13,7 +13,7 @@ from nbflow.ops._build import (
     build,
     build_node,
     convert,
-    convert_all,
+    convert_promoted,
     int_tuple,
     known_rank,
     promote,
@@ -81,7 +81,7 @@ op.define(
 
 def concat(values: Sequence[ArrayLike], /, *, axis: int | None = 0, name: str | None = None) -> Tensor:
     """Tensors joined along `axis`, which they have; None: each flattened first."""
-    tensors = convert_all(values)
+    tensors = convert_promoted(values)
     if axis is None:
         tensors, axis = [reshape(t, (-1,)) for t in tensors], 0
     return build("concat", tensors, {"axis": int(axis)}, name=name)
@@ -117,7 +117,7 @@ op.define(
 
 def stack(values: Sequence[ArrayLike], /, *, axis: int = 0, name: str | None = None) -> Tensor:
     """Tensors of one shape joined along a new dimension at `axis`."""
-    return build("stack", convert_all(values), {"axis": int(axis)}, name=name)
+    return build("stack", convert_promoted(values), {"axis": int(axis)}, name=name)
 
 
 # --- splitting -------------------------------------------------------------------------------------------------------

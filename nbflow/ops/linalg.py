@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from nbflow import op
 from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost
-from nbflow.ops._build import ArrayLike, build, convert_all, int_tuple, known_rank, promote, static_shape, ufunc_dtype
+from nbflow.ops._build import ArrayLike, build, convert_promoted, int_tuple, known_rank, promote, static_shape
 from nbflow.ops._complex import holomorphic
 from nbflow.ops.manipulation import expand_dims, permute_dims, squeeze
 from nbflow.ops.numbers import conj
@@ -34,9 +32,9 @@ def _matrix(shape: Shape, transposed: bool) -> tuple[Shape, Dim, Dim]:
 
 def _matmul_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     x, y = inputs
-    if kind_of(promote(x.dtype, y.dtype)) == "b":
+    dtype = promote(x.dtype, y.dtype)
+    if kind_of(dtype) == "b":
         raise DTypeError("matmul is not defined for booleans; use nf.astype first")
-    dtype = ufunc_dtype(np.matmul, x.dtype, y.dtype)
     batch_x, rows, inner_x = _matrix(x.shape, attrs["transpose_a"])
     batch_y, inner_y, columns = _matrix(y.shape, attrs["transpose_b"])
     if inner_x is not None and inner_y is not None and inner_x != inner_y:
@@ -95,7 +93,7 @@ def matmul(
     `transpose_a` and `transpose_b` exchange the last two dimensions of `x` and `y` first. Raises ShapeError when the
     inner dimensions differ or an operand is a scalar.
     """
-    a, b = convert_all((x, y))
+    a, b = convert_promoted((x, y))
     if a.ndim == 0 or b.ndim == 0:
         raise ShapeError(f"matmul takes matrices and vectors, not scalars: {a!r} @ {b!r}; use * instead")
     lone_a, lone_b = a.ndim == 1, b.ndim == 1
@@ -109,7 +107,7 @@ def matmul(
 
 def vecdot(x: ArrayLike, y: ArrayLike, /, *, axis: int = -1, name: str | None = None) -> Tensor:
     """The sum of `x * y` along `axis`; complex `x` are conjugated, as in the array API."""
-    a, b = convert_all((x, y))
+    a, b = convert_promoted((x, y))
     if kind_of(a.dtype) == "c":
         a = conj(a)
     return sum_over(a * b, axis=axis, name=name)
@@ -117,7 +115,7 @@ def vecdot(x: ArrayLike, y: ArrayLike, /, *, axis: int = -1, name: str | None = 
 
 def outer(x: ArrayLike, y: ArrayLike, /, *, name: str | None = None) -> Tensor:
     """All products of an element of the vector `x` (rows) and one of the vector `y` (columns)."""
-    a, b = convert_all((x, y))
+    a, b = convert_promoted((x, y))
     if a.ndim not in (1, None) or b.ndim not in (1, None):
         raise ShapeError(f"outer takes vectors, not {a!r} and {b!r}")
     return build("multiply", (expand_dims(a, 1), expand_dims(b, 0)), name=name)
@@ -132,7 +130,7 @@ def tensordot(
     name: str | None = None,
 ) -> Tensor:
     """The sum of products over pairs of dimensions: the last n of `x` with the first n of `y`, or the ones listed."""
-    a, b = convert_all((x, y))
+    a, b = convert_promoted((x, y))
     rank_a, rank_b = known_rank(a.spec, "tensordot"), known_rank(b.spec, "tensordot")
     if isinstance(axes, int):
         pairs_a, pairs_b = list(range(rank_a - axes, rank_a)), list(range(axes))

@@ -11,7 +11,7 @@ from nbflow import op
 from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost, CostRule
-from nbflow.ops._build import ArrayLike, build, convert, convert_all, unary
+from nbflow.ops._build import ArrayLike, build, convert, convert_promoted, unary
 from nbflow.ops._complex import conjugate
 from nbflow.ops.creation import eye, ones_like
 from nbflow.ops.linalg import matmul
@@ -165,7 +165,7 @@ def cross(x: ArrayLike, y: ArrayLike, /, *, axis: int = -1, name: str | None = N
     """
     if axis >= 0 and convert(x).ndim != convert(y).ndim:
         raise ShapeError(f"cross of tensors of different ranks takes a negative axis, not {axis}")
-    a, b = convert_all((x, y))
+    a, b = convert_promoted((x, y))
     for tensor in (a, b):
         if tensor.shape is not None and (not -len(tensor.shape) <= axis < len(tensor.shape)):
             raise ShapeError(f"axis {axis} is out of range for {format_shape(tensor.shape)}")

@@ -16,13 +16,22 @@ from nbflow.graph import Node, Tensor, graph_for
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import ArrayLike, as_tensor, build, convert, require_kind, unary
 from nbflow.ops.creation import identity, ones_like
-from nbflow.ops.elementwise import erf, exp, expm1, greater, greater_equal, minimum, rsqrt, square, tanh, where
+from nbflow.ops.elementwise import astype, erf, exp, expm1, greater, greater_equal, minimum, rsqrt, square, tanh, where
 from nbflow.ops.indexing import take
 from nbflow.ops.manipulation import expand_dims
 from nbflow.ops.random import uniform_like
 from nbflow.ops.reduction import mean, sum
 from nbflow.ops.shape import reshape
-from nbflow.spec import TensorSpec, format_shape, kind_of, normalize_axes, normalize_axis, shape_accepts
+from nbflow.spec import (
+    FLOAT32,
+    TensorSpec,
+    format_shape,
+    is_half,
+    kind_of,
+    normalize_axes,
+    normalize_axis,
+    shape_accepts,
+)
 
 Grads = Sequence[Tensor | None]
 
@@ -335,9 +344,12 @@ def moments(
     """Mean and (biased) variance over `axis`."""
     tensor = convert(x)
     with op_scope(name, "moments", tensor):
-        middle = mean(tensor, axis=axis, keepdims=True)
-        spread = mean(square(tensor - middle), axis=axis, keepdims=keepdims)
-        return (middle if keepdims else mean(tensor, axis=axis)), spread
+        # The squares of 16-bit floats leave their range, or their precision.
+        wide = astype(tensor, FLOAT32) if is_half(tensor.dtype) else tensor
+        middle = mean(wide, axis=axis, keepdims=True)
+        spread = mean(square(wide - middle), axis=axis, keepdims=keepdims)
+        first = middle if keepdims else mean(wide, axis=axis)
+        return astype(first, tensor.dtype), astype(spread, tensor.dtype)
 
 
 def batch_norm(
@@ -403,8 +415,10 @@ def layer_norm(
     if tensor.spec.rank is not None:
         normalize_axes(axis, tensor.spec.rank)
     with op_scope(name, "layer_norm", tensor):
-        centred = tensor - mean(tensor, axis=axis, keepdims=True)
+        wide = astype(tensor, FLOAT32) if is_half(tensor.dtype) else tensor  # as in moments
+        centred = wide - mean(wide, axis=axis, keepdims=True)
         made = centred * rsqrt(mean(square(centred), axis=axis, keepdims=True) + epsilon)
+        made = astype(made, tensor.dtype)
         if scale is not None:
             made = made * convert(scale, like=tensor)
         return made if offset is None else made + convert(offset, like=tensor)

@@ -19,7 +19,7 @@ from nbflow.ops.numbers import imag, real
 from nbflow.ops.reduction import max, min
 from nbflow.ops.reduction import sum as sum_over
 from nbflow.ops.shape import shape_of
-from nbflow.spec import kind_of
+from nbflow.spec import FLOAT32, float_info, is_half, kind_of
 
 Axis = int | Sequence[int] | None
 
@@ -50,6 +50,9 @@ def vector_norm(
     """
     tensor = convert(x)
     require_kind(tensor.spec, "fc", "a norm is of floating point values")
+    if is_half(tensor.dtype):  # squares leave the range of float16
+        made = vector_norm(astype(tensor, FLOAT32), axis=axis, keepdims=keepdims, ord=ord)
+        return build("astype", (made,), {"dtype": tensor.dtype}, name=name)
     if ord == 2:
         made = _root(sum_over(_squares(tensor), axis=axis, keepdims=keepdims), 2)
     elif ord == math.inf:
@@ -107,7 +110,7 @@ def matrix_rank(x: ArrayLike, /, *, rtol: float | None = None, name: str | None 
     _, rows, columns = matrix_dims(tensor.spec, "matrix_rank")
     values = svdvals(tensor)
     relative: Tensor | float
-    eps = float(np.finfo(values.dtype).eps)
+    eps = float_info(values.dtype).eps
     if rtol is not None:
         relative = float(rtol)
     elif rows is not None and columns is not None:

@@ -29,7 +29,7 @@ from nbflow.ops._build import (
 from nbflow.ops.creation import identity, zeros_like
 from nbflow.ops.elementwise import astype, atan2, equal, where
 from nbflow.ops.shape import unbroadcast
-from nbflow.spec import DTypeLike, TensorSpec, as_dtype, kind_of
+from nbflow.spec import DTypeLike, FloatInfo, TensorSpec, as_dtype, float_info, kind_of
 
 Grads = Sequence[Tensor | None]
 
@@ -206,12 +206,12 @@ def isdtype(dtype: DTypeLike, kind: Any) -> bool:
     return found == as_dtype(kind)
 
 
-def finfo(type: Any, /) -> np.finfo[Any]:
+def finfo(type: Any, /) -> FloatInfo:
     """The limits of a floating dtype, or of a tensor's: bits, eps, max, min, smallest_normal."""
     dtype = _dtype_of(type)
     if kind_of(dtype) not in "fc":
         raise DTypeError(f"finfo is of floating dtypes, not {dtype}; use nf.iinfo")
-    return np.finfo(dtype)
+    return float_info(dtype)
 
 
 def iinfo(type: Any, /) -> np.iinfo[Any]:

@@ -14,7 +14,7 @@ from nbflow import op
 from nbflow.errors import DTypeError, GraphError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost
-from nbflow.ops._build import INT64, ArrayLike, build, convert, named
+from nbflow.ops._build import INT64, ArrayLike, build, convert, named, require_kind
 from nbflow.ops.conv import IntsLike, PaddingLike, floating, ranked
 from nbflow.ops.elementwise import abs, pow
 from nbflow.ops.nn import op_scope
@@ -93,6 +93,7 @@ def _average_gradient(node: Node, grads: Grads) -> Grads:
 
 
 def _average_grad_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    require_kind(inputs[0], "f", "averages are of floating point numbers")
     return [TensorSpec(ranked(shape_infer(inputs[1:], attrs), attrs), inputs[0].dtype)]
 
 

@@ -30,7 +30,18 @@ from nbflow.ops.creation import stop_gradient, zeros_like
 from nbflow.ops.elementwise import astype, equal, exp, isfinite, log, sqrt, square, where
 from nbflow.ops.manipulation import expand_dims, flip, squeeze
 from nbflow.ops.shape import broadcast_like
-from nbflow.spec import Dim, DTypeLike, Shape, TensorSpec, as_dtype, kind_of, normalize_axes, normalize_axis
+from nbflow.spec import (
+    FLOAT32,
+    Dim,
+    DTypeLike,
+    Shape,
+    TensorSpec,
+    as_dtype,
+    is_half,
+    kind_of,
+    normalize_axes,
+    normalize_axis,
+)
 
 Grads = Sequence[Tensor | None]
 Axis = int | Sequence[int] | None
@@ -55,8 +66,9 @@ def _reduced(shape: Shape, attrs: Attrs) -> Shape:
     return tuple(d for i, d in enumerate(shape) if i not in axes)
 
 
-def _count(x: Tensor, axis: Any) -> Tensor | int:
-    """How many elements each result of a reduction of `x` comes from: an int, or a scalar of x's dtype at run time."""
+def _count(x: Tensor, axis: Any, dtype: np.dtype[Any] | None = None) -> Tensor | int:
+    """How many elements each result of a reduction of `x` comes from: an int, or a scalar of `dtype` (None: that of x)
+    at run time."""
     if x.shape is not None:
         total = 1
         for a in normalize_axes(axis, len(x.shape)):
@@ -66,7 +78,7 @@ def _count(x: Tensor, axis: Any) -> Tensor | int:
             total *= dim
         else:
             return total
-    return build("count", (x,), {"axis": axis, "dtype": x.dtype})
+    return build("count", (x,), {"axis": axis, "dtype": dtype or x.dtype})
 
 
 def _kept(reduced: Tensor, node: Node) -> Tensor:
@@ -103,10 +115,12 @@ def _reduce(op_name: str, x: ArrayLike, axis: Axis, keepdims: bool, name: str | 
 # --- sum, mean, prod -------------------------------------------------------------------------------------------------
 
 
-def _accumulator(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
+def accumulator(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
     """The array API's: small integers and booleans are added as 64-bit ones."""
     asked: np.dtype[Any] | None = attrs["dtype"]
     if asked is not None:
+        if kind_of(dtype) == "c" and kind_of(asked) != "c":
+            raise DTypeError(f"adding {dtype} as {asked} would drop the imaginary part; use nf.real first")
         return asked
     if kind_of(dtype) == "b":
         return INT64
@@ -120,7 +134,7 @@ def _sum_gradient(node: Node, grads: Grads) -> Grads:
     return [broadcast_like(_kept(fitted(_only(grads), x), node), x)]
 
 
-_define("sum", _accumulator, _sum_gradient, "The sum. attrs: dtype (None: the input's; 64 bits for integers).")
+_define("sum", accumulator, _sum_gradient, "The sum. attrs: dtype (None: the input's; 64 bits for integers).")
 
 
 def sum(
@@ -140,8 +154,13 @@ def _floating(what: str) -> Any:
 
 
 def _mean_gradient(node: Node, grads: Grads) -> Grads:
-    x = node.inputs[0]
-    return [broadcast_like(_kept(_only(grads) / _count(x, node.attrs["axis"]), node), x)]
+    x, grad = node.inputs[0], _only(grads)
+    if is_half(x.dtype):
+        # A count above 65504 is no float16, and above 256 hardly a bfloat16.
+        part = astype(astype(grad, FLOAT32) / astype(_count(x, node.attrs["axis"], INT64), FLOAT32), x.dtype)
+    else:
+        part = grad / _count(x, node.attrs["axis"])
+    return [broadcast_like(_kept(part, node), x)]
 
 
 _define("mean", _floating("the mean"), _mean_gradient, "The arithmetic mean of floating point values.")
@@ -170,7 +189,7 @@ def _no_third_derivative(node: Node, grads: Grads) -> Grads:
 
 _define(
     "prod",
-    _accumulator,
+    accumulator,
     holomorphic(_prod_gradient),
     "The product. attrs: dtype (None: the input's; 64 bits for integers).",
 )
@@ -284,7 +303,7 @@ def all(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str
 
 def _cumulative_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     shape = inputs[0].shape
-    dtype = _accumulator(inputs[0].dtype, attrs)
+    dtype = accumulator(inputs[0].dtype, attrs)
     if shape is None:
         return [TensorSpec(None, dtype)]
     axis = normalize_axis(attrs["axis"], len(shape))
@@ -349,6 +368,9 @@ def var(
     """The variance over `axis`: squared distances from the mean, summed, divided by their number less `correction`."""
     tensor = convert(x)
     require_kind(tensor.spec, "f", "the variance is of floating point values")
+    if is_half(tensor.dtype):  # squares leave the range of float16, and differences the precision of bfloat16
+        made = var(astype(tensor, FLOAT32), axis=axis, correction=correction, keepdims=keepdims)
+        return build("astype", (made,), {"dtype": tensor.dtype}, name=name)
     away = square(tensor - mean(tensor, axis=axis, keepdims=True))
     if correction == 0:
         return mean(away, axis=axis, keepdims=keepdims, name=name)
@@ -360,7 +382,11 @@ def std(
     x: ArrayLike, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False, name: str | None = None
 ) -> Tensor:
     """The standard deviation over `axis`, the square root of `nf.var`; the gradient where it is 0 is 0."""
-    spread = var(x, axis=axis, correction=correction, keepdims=keepdims)
+    tensor = convert(x)
+    if is_half(tensor.dtype):
+        made = std(astype(tensor, FLOAT32), axis=axis, correction=correction, keepdims=keepdims)
+        return build("astype", (made,), {"dtype": tensor.dtype}, name=name)
+    spread = var(tensor, axis=axis, correction=correction, keepdims=keepdims)
     nothing = equal(spread, 0)
     return build("where", (nothing, zeros_like(spread), sqrt(where(nothing, 1, spread))), name=name)
 
@@ -369,6 +395,9 @@ def logsumexp(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, nam
     """log(sum(exp(x))) over `axis`, without overflow; -inf over nothing but -inf, where the gradient is 0."""
     tensor = convert(x)
     require_kind(tensor.spec, "f", "logsumexp is of floating point values")
+    if is_half(tensor.dtype):
+        made = logsumexp(astype(tensor, FLOAT32), axis=axis, keepdims=keepdims)
+        return build("astype", (made,), {"dtype": tensor.dtype}, name=name)
     top = stop_gradient(max(tensor, axis=axis, keepdims=True))
     shift = where(isfinite(top), top, 0)  # inf - inf would be NaN
     total = sum(exp(tensor - shift), axis=axis, keepdims=True)

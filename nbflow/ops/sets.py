@@ -21,7 +21,7 @@ from nbflow.ops._build import (
     build,
     build_node,
     convert,
-    convert_all,
+    convert_promoted,
     known_rank,
     promote,
     require_kind,
@@ -96,7 +96,7 @@ def searchsorted(
     """
     if side not in ("left", "right"):
         raise ShapeError(f"side is 'left' or 'right', not {side!r}")
-    vector, values = convert_all((x1, x2))
+    vector, values = convert_promoted((x1, x2))
     if sorter is not None:
         vector = take(vector, sorter, axis=0)
     return build("searchsorted", (vector, values), {"side": side}, name=name)
@@ -118,7 +118,7 @@ op.define(
 
 def isin(x: ArrayLike, test_elements: ArrayLike, /, *, invert: bool = False, name: str | None = None) -> Tensor:
     """Whether each element of `x` is one of `test_elements`; `invert`: whether it is not. NaN is in nothing."""
-    return build("isin", convert_all((x, test_elements)), {"invert": bool(invert)}, name=name)
+    return build("isin", convert_promoted((x, test_elements)), {"invert": bool(invert)}, name=name)
 
 
 # --- which values there are ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from nbflow import op
 from nbflow.errors import ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs
-from nbflow.ops._build import ArrayLike, build, build_node, convert, convert_all, promote, unary
+from nbflow.ops._build import ArrayLike, build, build_node, convert, convert_promoted, promote, unary
 from nbflow.ops._complex import holomorphic, is_complex
 from nbflow.ops.creation import identity
 from nbflow.ops.elementwise import astype
@@ -80,7 +80,7 @@ def solve(x1: ArrayLike, x2: ArrayLike, /, *, name: str | None = None) -> Tensor
 
     A singular matrix is an error at run time.
     """
-    a, b = convert_all((x1, x2))
+    a, b = convert_promoted((x1, x2))
     if b.ndim != 1:
         return build("solve", (a, b), name=name)
     return squeeze(build("solve", (a, expand_dims(b, 1))), -1, name=name)

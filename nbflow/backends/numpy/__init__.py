@@ -22,6 +22,7 @@ from nbflow.backends.numpy import (
     fourier,
     functions,
     gathering,
+    half,
     indexing,
     joining,
     linalg,
@@ -90,7 +91,7 @@ def merge(tables: Sequence[Table]) -> Mapping[str, Implementation]:
     return MappingProxyType(whole)
 
 
-TABLE = merge([family.TABLE for family in FAMILIES])
+TABLE: Mapping[str, Implementation] = MappingProxyType(half.with_single(merge([family.TABLE for family in FAMILIES])))
 BIND["numpy"] = functions.binder(TABLE)
 
 

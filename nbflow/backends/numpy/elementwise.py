@@ -123,9 +123,10 @@ def _where(condition: A, x: A, y: A, *, out: A | None = None) -> A:
 def _clip(x: A, *, min: float | None, max: float | None, out: A | None = None) -> A:
     if min is None and max is None:
         return _cast(x, x.dtype, out)
-    made: A = x if min is None else np.maximum(x, min, out=out)
+    # Bounds as numbers of x's dtype: beside a Python number, ml_dtypes gives float32 for bfloat16.
+    made: A = x if min is None else np.maximum(x, x.dtype.type(min), out=out)
     if max is not None:
-        made = np.minimum(made, max, out=out)
+        made = np.minimum(made, x.dtype.type(max), out=out)
     return made
 
 

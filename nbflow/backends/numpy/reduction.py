@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbflow.backends.base import Implementation, Table
-from nbflow.spec import kind_of
+from nbflow.spec import is_half, kind_of
 
 TABLE = Table()
 _add: Any = np.add  # numpy's stubs reject `out=None` beside `keepdims`
@@ -19,12 +19,22 @@ Axis = int | tuple[int, ...] | None
 
 def _adding(ufunc: Any) -> Implementation:
     def implementation(x: A, *, axis: Axis, keepdims: bool, dtype: np.dtype[Any] | None, out: A | None = None) -> A:
-        if dtype is None and kind_of(x.dtype) == "f":
-            dtype = x.dtype
-        made: A = ufunc.reduce(x, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
+        if dtype is None:
+            dtype = _wide(x.dtype)
+        if is_half(dtype):
+            made: A = ufunc.reduce(x, axis=axis, dtype=np.float32, keepdims=keepdims)
+            return _narrowed(made, dtype, out)
+        made = ufunc.reduce(x, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
         return made
 
     return implementation
+
+
+def _narrowed(made: A, dtype: np.dtype[Any], out: A | None) -> A:
+    if out is None:
+        return made.astype(dtype)
+    np.copyto(out, made, casting="unsafe")  # to numpy, float32 to bfloat16 is not of the same kind
+    return out
 
 
 def _plain(ufunc: Any) -> Implementation:
@@ -55,16 +65,8 @@ def _size(x: A, axis: Axis) -> int:
 
 @TABLE.implements("mean")
 def _mean(x: A, *, axis: Axis, keepdims: bool, out: A | None = None) -> A:
-    # Half precision overflows at 65504 summands of 1: it is added in single precision, as numpy does.
-    dtype = np.dtype(np.float32) if x.dtype == np.float16 else x.dtype
-    if dtype != x.dtype:
-        total = _add.reduce(x, axis=axis, dtype=dtype, keepdims=keepdims)
-        made: A = np.asarray(np.true_divide(total, _size(x, axis)), x.dtype)
-        if out is None:
-            return made
-        np.copyto(out, made)
-        return out
-    made = np.true_divide(_add.reduce(x, axis=axis, out=out, keepdims=keepdims), x.dtype.type(_size(x, axis)), out=out)
+    total = _add.reduce(x, axis=axis, out=out, keepdims=keepdims)
+    made: A = np.true_divide(total, x.dtype.type(_size(x, axis)), out=out)
     return made
 
 
@@ -91,6 +93,9 @@ def _running(ufunc: np.ufunc, initial: int) -> Implementation:
     ) -> A:
         if dtype is None:
             dtype = _wide(x.dtype)
+        if is_half(dtype):
+            single = np.dtype(np.float32)
+            return _narrowed(implementation(x, axis=axis, include_initial=include_initial, dtype=single), dtype, out)
         if not include_initial:
             made: A = ufunc.accumulate(x, axis=axis, dtype=dtype, out=out)
             return made

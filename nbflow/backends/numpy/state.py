@@ -14,7 +14,7 @@ import numpy as np
 
 from nbflow.backends.base import Context, Table
 from nbflow.errors import OpError
-from nbflow.spec import format_shape
+from nbflow.spec import format_shape, is_half
 from nbflow.state import Cell
 
 TABLE = Table()
@@ -122,12 +122,23 @@ def apply_chunks(
 
 
 def chunks(cells: tuple[Cell, ...], grad: Array, variable: str) -> Iterator[tuple[Array, ...]]:
-    """Matching flat chunks of the cells' values and the gradient. The caller holds the variable's lock."""
+    """Matching flat chunks of the cells' values and the gradient. The caller holds the variable's lock.
+
+    Of 16-bit floats these are float32 copies, whose rounded values are kept: a small epsilon is 0 in float16, and a
+    square out of its range.
+    """
     values = [current_value(cell, variable) for cell in cells]
     _check(grad, values[0].shape, values[0].dtype, variable)
     flat = [v.reshape(-1) for v in values] + [grad.reshape(-1)]
     for start in range(0, grad.size, _CHUNK):
-        yield tuple(a[start : start + _CHUNK] for a in flat)
+        part = tuple(a[start : start + _CHUNK] for a in flat)
+        if not is_half(grad.dtype):
+            yield part
+            continue
+        wide = tuple(a.astype(np.float32) for a in part)
+        yield wide
+        for kept, new in zip(part[:-1], wide[:-1], strict=True):
+            kept[...] = new
 
 
 @TABLE.implements("apply_sgd")
