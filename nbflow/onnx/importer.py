@@ -42,6 +42,7 @@ __all__ = ["Model", "load"]
 
 translators.register_all()
 
+_FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 Source = str | os.PathLike[str] | bytes | ModelProto
 Trainable = bool | Callable[[str], bool]
 
@@ -71,8 +72,8 @@ def load(
     """The model in `source` (a file, its bytes, or a ModelProto) as nodes of `graph` (the current one).
 
     - `name`: the name scope of its nodes; the file's or the model's name when left out, numbered when taken.
-    - `trainable`: whether weights become variables that optimizers change: floating initializers with at least one
-      dimension, and running means and variances of batch normalisation as variables that optimizers leave alone.
+    - `trainable`: whether weights become variables that optimizers change: floating initializers (and Constant nodes) with
+      at least one dimension, and running means and variances of batch normalisation as variables that optimizers leave alone.
       A function of an initializer's name chooses.
     - `inputs`: tensors to stand for inputs of the model, or arrays to fix them. Others become placeholders. An input
       that decides what the graph looks like, such as the axes of a sum, must be an array.
@@ -155,6 +156,13 @@ class _Import:
         env: dict[str, Value] = {}
         for tensor in proto.initializer:
             env[tensor.name] = self.initializer(tensor, numpy_helper.to_array(tensor))
+        nodes = []
+        for node in proto.node:
+            weight = _weight(node)
+            if weight is None:
+                nodes.append(node)
+            else:
+                env[weight.name] = self.initializer(weight, numpy_helper.to_array(weight))
         for sparse in proto.sparse_initializer:
             env[sparse.values.name] = self.initializer(sparse.values, _dense(sparse))
         inputs: dict[str, Tensor] = {}
@@ -166,7 +174,7 @@ class _Import:
         unknown = sorted(set(self.bound) - set(inputs))
         if unknown:
             raise GraphError(f"the model has no input {unknown[0]!r}; it has {', '.join(i.name for i in proto.input)}")
-        made = Builder(self, env, self.opsets).nodes(proto.node, [o.name for o in proto.output])
+        made = Builder(self, env, self.opsets).nodes(nodes, [o.name for o in proto.output])
         outputs = {o.name: value for o, value in zip(proto.output, made, strict=True)}
         return Model(self.scope, inputs, outputs, self.variables)
 
@@ -195,6 +203,16 @@ def constant(value: np.ndarray[Any, Any], name: str | None = None) -> Tensor:
     return build("constant", (), {"value": array}, name=name)
 
 
+def _weight(node: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node that stands for an initializer: some exporters write weights so."""
+    if node.op_type != "Constant" or _domain(node.domain) != MAIN:
+        return None
+    tensor = TensorProto()
+    tensor.CopyFrom(next((a.t for a in node.attribute if a.name == "value"), tensor))
+    tensor.name = node.output[0]
+    return tensor if tensor.dims and tensor.data_type in _FLOATING else None
+
+
 def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray[Any, Any]:
     values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
@@ -219,7 +237,9 @@ def _placeholder(info: ValueInfoProto) -> Tensor:
     dtype = _dtype(kind.elem_type, f"input {info.name!r}")
     shape = None
     if kind.HasField("shape"):
-        shape = tuple(d.dim_value if d.WhichOneof("value") == "dim_value" else None for d in kind.shape.dim)
+        # Some exporters write -1 for a free dimension.
+        sizes = [d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in kind.shape.dim]
+        shape = tuple(None if size < 0 else size for size in sizes)
     attrs = {"dtype": dtype, "shape": shape}
     return build("placeholder", (), attrs, name=_clean(info.name))
 
