@@ -72,9 +72,9 @@ def load(
     """The model in `source` (a file, its bytes, or a ModelProto) as nodes of `graph` (the current one).
 
     - `name`: the name scope of its nodes; the file's or the model's name when left out, numbered when taken.
-    - `trainable`: whether weights become variables that optimizers change: floating initializers (and Constant nodes) with
-      at least one dimension, and running means and variances of batch normalisation as variables that optimizers leave alone.
-      A function of an initializer's name chooses.
+    - `trainable`: whether weights become variables that optimizers change: floating initializers, and Constant nodes,
+      with at least one dimension; running means and variances of batch normalisation become variables that optimizers
+      leave alone. A function of a weight's name chooses.
     - `inputs`: tensors to stand for inputs of the model, or arrays to fix them. Others become placeholders. An input
       that decides what the graph looks like, such as the axes of a sum, must be an array.
 
