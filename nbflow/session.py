@@ -26,6 +26,7 @@ from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.ops.queue import WAITING
 from nbflow.optimize import Optimized, Pruned, Report, chosen, optimize, prune
+from nbflow.optimize.schedule import Peaks, schedule
 from nbflow.optimize.settings import Choice, parse
 from nbflow.partition import check_partition, partition
 from nbflow.placement import HOLDERS, Placed, place
@@ -35,7 +36,7 @@ from nbflow.rewrite import assignments, feed_name
 from nbflow.spec import TensorSpec, can_become, format_shape, shape_accepts, spec_of
 from nbflow.structure import Leaf, flatten
 from nbflow.trace import Trace
-from nbflow.transport import Cluster, HostArray, Transport
+from nbflow.transport import Cluster, DeviceInfo, HostArray, Transport
 from nbflow.verify import check_graph
 
 # Prepared runs that are kept; a notebook has few different fetches, a search over shapes has many.
@@ -314,9 +315,7 @@ class Session:
         optimized = optimize(expanded.graph, _expanded(expanded, pruned, leaves), self.passes, evaluate)
         graph = optimized.graph
         check_graph(graph)
-        homes = self._homes_of(graph)
-        placement = place(graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
-        place_bodies(graph, placement, available, supports)
+        placement, _ = self._arrange(optimized, infos, expanded.prefer)
         fetched = [None if isinstance(x, Node) else x for x in optimized.wanted]
         values = frozenset((t.node.name, t.index) for t in fetched if t is not None)
         parts = partition(graph, placement, values)
@@ -353,22 +352,34 @@ class Session:
         """The names of the passes that the next run goes through, in their order."""
         return chosen() if self._passes is None else self._passes
 
+    def _arrange(
+        self, optimized: Optimized, infos: Sequence[DeviceInfo], prefer: Mapping[str, str]
+    ) -> tuple[dict[str, Placed], Peaks]:
+        """Where each op goes; and puts the ops, whose graph is changed, in the order in which they will run."""
+        graph = optimized.graph
+        placed = place(graph, infos, homes=self._homes_of(graph), prefer=prefer, supports=supports)
+        place_bodies(graph, placed, [i.spec for i in infos], supports)
+        if "schedule" not in self.passes:
+            return placed, {}
+        devices = {name: placed[name].device for name in graph.nodes.keys()}
+        fetched = [x for x in optimized.wanted if not isinstance(x, Node)]
+        return placed, schedule(graph, devices, fetched)
+
     def preview(self, leaves: Sequence[Leaf]) -> tuple[Graph, dict[str, Placed]]:
         """The ops that `leaves` need, rewritten by their strategy, with where each goes; of one that a pass removes,
         what became of it. Nothing is run or kept; placeholders need no values."""
         with self._lock:
             expanded, optimized = self._preview(leaves)
-            infos = self.cluster.devices()
-            homes = self._homes_of(optimized.graph)
-            placed = place(optimized.graph, infos, homes=homes, prefer=expanded.prefer, supports=supports)
-            place_bodies(optimized.graph, placed, [i.spec for i in infos], supports)
+            placed, _ = self._arrange(optimized, self.cluster.devices(), expanded.prefer)
             mine = {n.name: _placed(n, optimized, placed) for n in expanded.graph.nodes.values()}
             return expanded.graph, {**placed, **mine}
 
     def optimization(self, leaves: Sequence[Leaf]) -> Report:
         """What the passes do to a run of `leaves`. Nothing is run or kept; placeholders need no values."""
         with self._lock:
-            return self._preview(leaves)[1].report()
+            expanded, optimized = self._preview(leaves)
+            _, peaks = self._arrange(optimized, self.cluster.devices(), expanded.prefer)
+            return optimized.report(peaks)
 
     def _preview(self, leaves: Sequence[Leaf]) -> tuple[parallel.Expanded, Optimized]:
         self._check_leaves(leaves)

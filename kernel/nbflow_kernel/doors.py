@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from nbflow.current import current_session, placement
+from nbflow.current import current_session, optimization, placement
 from nbflow.errors import GraphError
 from nbflow.explain import PlacementTable, placement_table
+from nbflow.optimize import Report
 from nbflow_kernel.tracebacks import Acknowledged
 
 
@@ -31,6 +32,16 @@ def placement_of(fetches: Any = None) -> PlacementTable:
     if last is None:
         raise GraphError("nothing has run yet; name what to place, as in `%placement loss`")
     return placement_table(last.graph, last.placement)
+
+
+def optimization_of(fetches: Any = None) -> Report:
+    """What the passes do to a run of `fetches`; None: to what ran last. Raises GraphError when nothing has run."""
+    if fetches is not None:
+        return optimization(fetches)
+    session = current_session()
+    if session.last is None:
+        raise GraphError("nothing has run yet; name what to look at, as in `%graph diff loss`")
+    return session.optimization(session.last.keep)
 
 
 def acknowledged() -> Sequence[Acknowledged]:

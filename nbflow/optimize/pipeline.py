@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nbflow.body import Body, bodies_of
@@ -10,7 +10,7 @@ from nbflow.graph import Graph, Node, Tensor
 from nbflow.optimize.cse import cse
 from nbflow.optimize.draft import Draft, Leaf, Log
 from nbflow.optimize.fold import Evaluate, fold
-from nbflow.optimize.report import PassReport, Report
+from nbflow.optimize.report import PassReport, Report, peaks_text
 from nbflow.optimize.simplify import simplify
 
 Pass = Callable[[Draft], None]
@@ -39,9 +39,11 @@ class Optimized:
         """What runs in place of a node of the graph before; it may be gone from the graph."""
         return self.draft.node_for(node)
 
-    def report(self) -> Report:
-        """What the passes did. Costs are estimated now, not while a run is prepared."""
+    def report(self, peaks: Mapping[str, tuple[float, float]] | None = None) -> Report:
+        """What the passes did. Costs are estimated now, not while a run is prepared. `peaks`: what `schedule` gave."""
         rows = tuple(PassReport.of(name, log) for name, log in self.logs)
+        if peaks:
+            rows += (PassReport("schedule", (), 0, 0, 0.0, 0.0, peaks_text(peaks)),)
         return Report(rows, self.before, len(self.graph.nodes), self.fate)
 
 

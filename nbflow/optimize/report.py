@@ -107,3 +107,12 @@ def _short(count: float) -> str:
             return f"{sign}{count:.3g}{unit}"
         count /= 1000
     return f"{sign}{count:.3g}T"
+
+
+def peaks_text(peaks: Mapping[str, tuple[float, float]]) -> str:
+    """What a run takes on each device, before and after."""
+    parts = [
+        f"{device}: {_short(before)}" + (f" → {_short(after)}" if after != before else "")
+        for device, (before, after) in peaks.items()
+    ]
+    return "memory on " + ", ".join(parts)

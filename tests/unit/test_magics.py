@@ -14,6 +14,7 @@ from traitlets.config import Config
 import nbflow as nf
 from nbflow.graph import Graph
 from nbflow_kernel import extension
+from nbflow_kernel.magics.graph import diff
 
 Run = Callable[..., Any]
 
@@ -228,6 +229,23 @@ def test_graph_gc_and_reset(run: Run, graph: Graph, shell: InteractiveShell) -> 
     assert "1 ops are gone" in run("%graph reset").text
     assert not graph.nodes
     assert run("x = nf.constant(1.0, name='x')", "c1").text == "graph: +1 op\n"
+
+
+def test_graph_diff_shows_what_the_optimizer_did(run: Run, graph: Graph) -> None:
+    assert "nothing has run yet" in run("%graph diff").text
+    run("x = nf.placeholder('float32', (3,), name='x')\ny = nf.add(nf.tanh(x, name='a'), nf.tanh(x, name='b') * 1.0)")
+    shown = run("%graph diff y").text
+    assert "6 ops before the passes, 3 after:" in shown
+    assert "In[2], line 2" in shown
+    assert "is the same as a" in shown
+    run("nf.run(y, {x: [1, 2, 3]})")
+    assert "is the same as a" in run("%graph diff").text
+    assert "neither a Python name" in run("%graph diff nothing").text
+    with nf.optimize.disabled():
+        assert "no pass is on" in run("%graph diff y").text
+    tables = diff([graph.nodes["add"].outputs[0]])
+    assert "<td" in tables[0].html()
+    assert "is the same as a" in tables[1].html()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

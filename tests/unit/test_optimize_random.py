@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nbflow as nf
 from nbflow.graph import Graph
 from nbflow.inprocess import InProcessCluster
-from nbflow.optimize import EXACT
+from nbflow.optimize import EXACT, schedule
 from nbflow.session import Session
 from nbflow.testing.random_graphs import random_program
 
@@ -23,6 +23,12 @@ CHOICES = [(name,) for name in EXACT] + [EXACT]
 IDS = [*EXACT, "all"]
 
 Steps = list[list[bytes]]
+
+
+@pytest.fixture(autouse=True)
+def schedules_small_graphs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "WORTH_BYTES", 0)
+    monkeypatch.setattr(schedule, "WORTH_PART", 0.0)
 
 
 def bits(values: Sequence[np.ndarray[Any, Any]]) -> list[bytes]:
@@ -41,15 +47,37 @@ def results(seed: int, passes: Sequence[str], cluster: Any = None) -> Steps:
 
 @pytest.mark.parametrize("passes", CHOICES, ids=IDS)
 @given(st.integers(0, 1_000_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_random_graph_gives_the_same_bits(passes: tuple[str, ...], seed: int) -> None:
     assert results(seed, passes) == results(seed, ())
 
 
 @given(st.integers(0, 1_000_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_random_graph_on_random_devices_gives_the_same_bits(seed: int) -> None:
     assert results(seed, EXACT, CLUSTER) == results(seed, ())
+
+
+@given(st.integers(0, 1_000_000))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_order_that_the_scheduler_may_choose_gives_the_same_bits(seed: int) -> None:
+    """Its edges say all that must come before: also an order that no scheduler would choose is right."""
+    expected = results(seed, ())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule._Model, "greedy", lambda model: shuffled(model, seed))
+        patch.setattr(schedule, "_is_better", lambda after, before: True)
+        assert results(seed, ("schedule",)) == expected
+        assert results(seed, ("schedule",), CLUSTER) == expected
+
+
+def shuffled(model: Any, seed: int) -> list[int]:
+    """A random order in which each op comes after `model.before`."""
+    rng, order, left = np.random.default_rng(seed), [], dict(enumerate(model.before))
+    while left:
+        ready = [i for i, before in left.items() if left.keys().isdisjoint(before)]
+        order.append(ready[rng.integers(len(ready))])
+        del left[order[-1]]
+    return order
 
 
 # --- training steps --------------------------------------------------------------------------------------------------

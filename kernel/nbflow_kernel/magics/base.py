@@ -11,6 +11,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics
 from IPython.display import display
 
+import nbflow
 from nbflow_kernel import cell
 
 
@@ -39,6 +40,20 @@ class Family(Magics):
     def complete(self, words: Sequence[str]) -> Sequence[str]:
         """What may follow `words`, the finished words of the line after the magic's name."""
         return ()
+
+    def find(self, name: str) -> Any:
+        """What `name` means: a Python name of tensors or ops, or the name of an op. Raises UsageError."""
+        value = self.shell.user_ns.get(name)
+        if value is not None and (cell.nodes_of(value) or cell.tensor_of(value) is not None):
+            return value
+        node = nbflow.get_graph().find(name)
+        if node is None:
+            raise UsageError(f"{name!r} is neither a Python name of a tensor nor the name of an op")
+        return node.outputs[0] if node.outputs else node
+
+    def names_of_tensors(self) -> list[str]:
+        """The Python names that `find` understands, for completion."""
+        return sorted(n for n, v in self.shell.user_ns.items() if not n.startswith("_") and cell.nodes_of(v))
 
     def show(self, value: Any) -> None:
         if value is not None:

@@ -1,4 +1,7 @@
-"""`%graph`: show it, find what nothing uses any more, start over. `%%graph NAME`: name the cell that owns the ops."""
+"""`%graph`: show it, compare it before and after the optimizer, find what nothing uses any more, start over.
+
+`%%graph NAME`: name the cell that owns the ops.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from IPython.core.magic import cell_magic, line_magic, magics_class
 import nbflow
 from nbflow import owner as owners
 from nbflow.graph import Graph
+from nbflow.optimize.report import COLUMNS, LISTED
 from nbflow_kernel import cell
-from nbflow_kernel.doors import drop_state
+from nbflow_kernel.doors import drop_state, optimization_of
 from nbflow_kernel.magics.base import Family, Parser
 from nbflow_kernel.table import Table
 
-VERBS = ("show", "gc", "reset")
+VERBS = ("show", "diff", "gc", "reset")
 
 
 def show(graph: Graph) -> None:
@@ -59,12 +63,29 @@ def reset(graph: Graph) -> str:
     return f"the graph is empty; {count} ops are gone"
 
 
+def diff(fetches: Any = None) -> tuple[Table, Table]:
+    """The graph of a run of `fetches` before and after the passes: a row a pass, and a row a change.
+
+    None: of what ran last. Raises GraphError when nothing has run. `nf.optimization(fetches)` gives the same to a
+    program.
+    """
+    report = optimization_of(fetches)
+    caption = f"{report.before} ops before the passes, {report.after} after:"
+    summary = Table(COLUMNS, tuple(report.rows()), caption, "no pass is on")
+    rows = [(p.name, c.node, c.where, c.what) for p in report for c in p.changes[:LISTED]]
+    left = sum(max(0, len(p.changes) - LISTED) for p in report)
+    more = f"the first {LISTED} changes of each pass; {left} more are in nf.optimization(…)" if left else ""
+    return summary, Table(("pass", "op", "where", "what became of it"), tuple(rows), more, "nothing changed")
+
+
 def _parser() -> Parser:
     parser = Parser(prog="%graph", description="Shows the graph, or tidies it.\n\n"
         "  show   the graph view (also without a verb)\n"
+        "  diff   what the optimizer's passes do to a run of the tensors named; without names: to what ran last\n"
         "  gc     lists cells whose ops nothing uses any more; -f deletes them\n"
         "  reset  deletes all ops and their variables")  # fmt: skip
     parser.add_argument("verb", nargs="?", default="show", choices=VERBS)
+    parser.add_argument("names", nargs="*", help="diff: Python names of tensors, or names of ops")
     parser.add_argument("-f", "--force", action="store_true", help="gc: delete what it finds")
     return parser
 
@@ -84,6 +105,9 @@ class GraphMagics(Family):
             show(graph)
         elif arguments.verb == "reset":
             print(reset(graph))
+        elif arguments.verb == "diff":
+            for table in diff([self.find(name) for name in arguments.names] or None):
+                self.show(table)
         else:
             return gc(graph, self.shell.user_ns, delete=arguments.force)
         return None
@@ -101,4 +125,6 @@ class GraphMagics(Family):
     graph_cell.__doc__ = cell.header_parser().format_help()  # type: ignore[assignment]  # see above
 
     def complete(self, words: Sequence[str]) -> Sequence[str]:
+        if words[:1] == ["diff"]:
+            return self.names_of_tensors()
         return VERBS if not words else ("-f",) if words[-1] == "gc" else ()

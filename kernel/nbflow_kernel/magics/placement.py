@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
-import nbflow
-from nbflow_kernel import cell
 from nbflow_kernel.doors import placement_of
 from nbflow_kernel.magics.base import Family, Parser
 from nbflow_kernel.table import Table
@@ -45,19 +42,9 @@ class PlacementMagics(Family):
     @line_magic
     def placement(self, line: str) -> Table:
         names = _PARSER.parse_line(line).names
-        return placement([self._find(name) for name in names] if names else None)
+        return placement([self.find(name) for name in names] if names else None)
 
     placement.__doc__ = _PARSER.format_help()
 
-    def _find(self, name: str) -> Any:
-        value = self.shell.user_ns.get(name)
-        if value is not None and (cell.nodes_of(value) or cell.tensor_of(value) is not None):
-            return value
-        graph = nbflow.get_graph()
-        node = graph.find(name)
-        if node is None:
-            raise UsageError(f"{name!r} is neither a Python name of a tensor nor the name of an op")
-        return node.outputs[0] if node.outputs else node
-
     def complete(self, words: Sequence[str]) -> Sequence[str]:
-        return sorted(n for n, v in self.shell.user_ns.items() if not n.startswith("_") and cell.nodes_of(v))
+        return self.names_of_tensors()
