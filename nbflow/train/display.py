@@ -22,7 +22,7 @@ class Display(Protocol):
 
 
 class ProgressBar:
-    """A tqdm bar with the last metrics."""
+    """A tqdm bar with the last metrics, and what the run is busy with before it can step."""
 
     def __init__(self, run: Run) -> None:
         self._bar = tqdm(total=run.steps, unit="step", file=sys.stderr, dynamic_ncols=True)
@@ -35,6 +35,7 @@ class ProgressBar:
             self._last[event.name] = event.value
         elif isinstance(event, RunState):
             self._bar.update(event.step - self._bar.n)
+            self._bar.set_description(event.detail, refresh=bool(event.detail))
             self._bar.set_postfix({k: f"{v:.4g}" for k, v in self._last.items()}, refresh=False)
 
     def finish(self) -> None:

@@ -16,7 +16,7 @@ from nbflow import errors
 from nbflow.current import current_session
 from nbflow.device import parse_device
 from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
-from nbflow.events import Emitter, Event, Listener, Metric, RunState, WorkerState
+from nbflow.events import Emitter, Event, Listener, Log, Metric, RunState, WorkerState
 from nbflow.graph import Node, Tensor, as_node
 from nbflow.parallel import DataParallel, strategy_of
 from nbflow.session import Prepared, Session
@@ -186,6 +186,9 @@ class Run:
                 self._on_metric(event)
             case RunState(run=self.id):
                 self._on_state(event)
+            case Log(level="progress") if self.status not in ENDED:
+                # What takes long before a step can begin, such as filling a shuffle buffer; the next report follows.
+                self._say(self.status, event.message)
             case WorkerState(state="lost"):
                 self._fail(WorkerLost(event.detail or f"{event.worker} was lost", worker=event.worker))
 

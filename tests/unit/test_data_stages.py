@@ -386,3 +386,16 @@ def test_an_element_is_split_among_replicas_only_where_it_has_rows() -> None:
     with pytest.raises(DataError, match=r"no common number of rows .* put \.batch"):
         DataIterator(numbers(4).tree, shard=(0, 2)).next()
     assert drain(DataIterator(numbers(4).batch(4).tree, shard=(1, 2))) == [[[2, 3], 0.5]]
+
+
+def test_a_run_shows_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "REPORT_S", -1.0)
+    with Graph().as_default():
+        batch = (
+            data.from_arrays({"x": np.ones((90, 2), np.float32)}).shuffle(50, seed=1).repeat().batch(2).next(name="d")
+        )
+        loss = nf.mean(nf.layers.dense(batch["x"], 1, name="w") ** 2)
+        run = nf.train.run(nf.optim.SGD(0.1).minimize(loss), steps=3, metrics={"loss": loss}, show=False)
+    said = [e.detail for e in run.events if isinstance(e, nf.events.RunState)]
+    assert "dataset d/iterator: filling a shuffle buffer, 50 of 50" in said
+    assert run.detail == ""
