@@ -173,8 +173,8 @@ row("recompute_barrier", lambda x: build("recompute_barrier", (x,)), [f(2, 3)], 
 # --- products for gradients ------------------------------------------------------------------------------------------
 
 
-def _gated(x: A, y: A, made: A) -> A:
-    return np.where(x == 0, made.dtype.type(0), made)
+def _gated(x: A, y: A, made: A, both: bool) -> A:
+    return np.where((x == 0) | ((y == 0) & both), made.dtype.type(0), made)
 
 
 _WITH_ZEROS = np.array([[0.0, 1.0, -2.0], [0.0, 0.5, 3.0]])
@@ -186,12 +186,14 @@ def _gated_rows(op: str, ufunc: np.ufunc) -> None:
         return build(op, (x, y))
 
     def right(x: A, y: A) -> A:
-        return _gated(x, y, ufunc(x, y))
+        return _gated(x, y, ufunc(x, y), both=ufunc is np.multiply)
 
     row(op, make, [f(2, 3), f(3, low=0.5)], right, differentiable=2)
     row(op, make, [f(), f(low=0.5)], right, differentiable=2)
     row(op, make, [_WITH_ZEROS, np.array([0.0, 2.0, 1.0])], right)
     row(op, make, [_WITH_ZEROS, _BAD], right)
+    row(op, make, [_BAD, _WITH_ZEROS], right)
+    row(op, make, [_BAD[0], _WITH_ZEROS], right)
     row(op, make, [np.float32(0), np.float32(np.nan)], right)
     row(op, make, [f(0, 3), f(3)], right)
 

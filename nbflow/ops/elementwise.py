@@ -221,15 +221,22 @@ sign: Unary = _unary_op(
 )
 square = _unary_op("square", np.square, lambda g, x, y: g * x * 2, "x * x.")
 sqrt = _unary_op("sqrt", np.sqrt, lambda g, x, y: gated_divide(g * 0.5, y), "Square root.", flops=4)
-rsqrt = _unary_op("rsqrt", np.sqrt, lambda g, x, y: gated_multiply(g, y * y * y * -0.5), "1 / sqrt(x).", flops=8)
+rsqrt = _unary_op(
+    "rsqrt", np.sqrt, lambda g, x, y: gated_divide(gated_multiply(g * -0.5, y), x), "1 / sqrt(x).", flops=8
+)
 reciprocal = _unary_op(
-    "reciprocal", np.reciprocal, lambda g, x, y: -gated_multiply(g, y * y), "1 / x.", flops=4, integers=False
+    "reciprocal",
+    np.reciprocal,
+    lambda g, x, y: -gated_multiply(gated_multiply(g, y), y),
+    "1 / x.",
+    flops=4,
+    integers=False,
 )
 
 
 def _power_base(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     # y * x**(y-1), which for y = 0 would be 0 * inf where x is 0.
-    return gated_multiply(g, y * build("pow", (x, where(equal(y, 0), 1, y - 1))))
+    return gated_multiply(gated_multiply(g, build("pow", (x, where(equal(y, 0), 1, y - 1)))), y)
 
 
 def _power_exponent(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -237,13 +244,13 @@ def _power_exponent(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     if is_complex(z):
         return _complex_power_exponent(g, x, y, z)
     usable = greater(x, 0)
-    return gated_multiply(g, where(usable, z * log(where(usable, x, 1)), 0))
+    return gated_multiply(gated_multiply(g, where(usable, log(where(usable, x, 1)), 0)), z)
 
 
 def _complex_power_exponent(g: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     base = astype(x, z.dtype)
     usable = not_equal(base, 0)
-    return gated_multiply(g, where(usable, z * log(where(usable, base, 1)), 0))
+    return gated_multiply(gated_multiply(g, where(usable, log(where(usable, base, 1)), 0)), z)
 
 
 _power = _binary_op(

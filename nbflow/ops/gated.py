@@ -1,8 +1,9 @@
 """Products and quotients for gradients, in which a zero gradient wins over an infinite derivative.
 
 In `nf.where(x > 0, nf.sqrt(x), 0)` the square root gets gradient 0 where x is 0. Its derivative is infinite there, and
-0 · inf is NaN, though nothing depends on that element. Rules with derivatives that can be infinite use these ops: what
-nobody asks for stays 0.
+0 · inf is NaN, though nothing depends on that element. Rules with derivatives that can be infinite use these ops, in
+which 0 times anything is 0, as in measure theory. They need it on both sides: what is a derivative here is a gradient
+in the second derivative.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Grads = Sequence[Tensor | None]
 
 
 def gated_multiply(gradient: Tensor, derivative: Tensor) -> Tensor:
-    """gradient · derivative, and 0 where the gradient is 0, whatever the derivative."""
+    """gradient · derivative, and 0 where one of them is 0, whatever the other."""
     return build("gated_multiply", (gradient, derivative))
 
 
@@ -51,7 +52,7 @@ op.define(
     gradient=holomorphic(_multiply_gradient),
     out=True,
     elementwise=True,
-    doc="x * y, but 0 where x is 0, also if y is infinite or NaN: for gradients.",
+    doc="x * y, but 0 where one of them is 0, also if the other is infinite or NaN: for gradients.",
 )
 op.define(
     "gated_divide",

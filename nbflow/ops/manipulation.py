@@ -268,7 +268,7 @@ op.define(
 def tile(x: ArrayLike, repetitions: int | Sequence[int], /, *, name: str | None = None) -> Tensor:
     """`x` repeated `repetitions[i]` times along dimension i; leading dimensions are added where there are too few."""
     tensor, reps = convert(x), int_tuple(repetitions, "repetitions")
-    if 0 in reps and kind_of(tensor.dtype) == "f":
+    if 0 in reps and kind_of(tensor.dtype) in "fc":
         tensor = build("stop_gradient", (tensor,))  # nothing of it is in the result
     return build("tile", (tensor,), {"reps": reps}, name=name)
 

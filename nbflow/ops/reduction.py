@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nbflow import op
-from nbflow.errors import DTypeError, GraphError, ShapeError
+from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost, GradientRule
 from nbflow.ops._build import (
@@ -179,32 +179,11 @@ def _prod_gradient(node: Node, grads: Grads) -> Grads:
     return [_kept(fitted(_only(grads), x), node) * others]
 
 
-def _prod_others_gradient(node: Node, grads: Grads) -> Grads:
-    return [build("prod_others_grad", (node.inputs[0], _only(grads)), node.attrs)]
-
-
-def _no_third_derivative(node: Node, grads: Grads) -> Grads:
-    raise GraphError("third derivatives of nf.prod are not available; write the product as exp(sum(log(x))) if x > 0")
-
-
 _define(
     "prod",
     accumulator,
     holomorphic(_prod_gradient),
     "The product. attrs: dtype (None: the input's; 64 bits for integers).",
-)
-op.define(
-    "prod_others",
-    infer=lambda inputs, attrs: [TensorSpec(inputs[0].shape, inputs[0].dtype)],
-    gradient=holomorphic(_prod_others_gradient),
-    doc="For each element the product of all others along axis, exact where elements are 0. attrs: axis.",
-)
-op.define(
-    "prod_others_grad",
-    infer=lambda inputs, attrs: [TensorSpec(inputs[0].shape, inputs[0].dtype)],
-    gradient=_no_third_derivative,
-    cost=lambda inputs, outputs, attrs: Cost(op.size_of(inputs[0]) * op.UNKNOWN_DIM, 3 * op.nbytes_of(outputs)),
-    doc="The gradient of prod_others. inputs: x, the gradient. attrs: axis.",
 )
 
 

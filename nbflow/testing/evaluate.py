@@ -101,7 +101,8 @@ class Evaluator:
             raise OpError(f"{node.op} {node.name!r} failed: {error}", where=node.where, op=node.name) from error
         if node.op == "read_variable":
             result = np.array(result)  # updates in this step change the variable in place
-        return [result] if len(node.outputs) == 1 else list(result or ())
+        # An op of as many outputs as an attribute says gives a tuple, also of one.
+        return list(result) if isinstance(result, tuple) else [result] if node.outputs else []
 
     def _cond(self, node: Node, inputs: list[Any], step: int, stream: str, frame: tuple[int, ...]) -> list[Any]:
         body = node.attrs["then" if bool(inputs[0]) else "otherwise"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,22 +79,24 @@ UFUNCS: dict[str, np.ufunc] = {
 TABLE.update(UFUNCS)
 
 
-def _define_gated(name: str, ufunc: np.ufunc) -> None:
+def _define_gated(name: str, ufunc: np.ufunc, zeros: Callable[[A, A], A]) -> None:
     @TABLE.implements(name)
     def gated(x: A, y: A, *, out: A | None = None) -> A:
         made: A = ufunc(x, y, out=out)
         # An infinity or NaN anywhere shows in the sum, which costs less than looking for zeros each time.
         if np.isfinite(np.add.reduce(made, axis=None)):
             return made
-        zero = np.equal(x, 0)
+        zero = zeros(x, y)
         if out is None:
             return np.where(zero, made.dtype.type(0), made)
         np.copyto(out, 0, where=zero)
         return out
 
 
-_define_gated("gated_multiply", np.multiply)
-_define_gated("gated_divide", np.true_divide)
+_define_gated("gated_multiply", np.multiply, lambda x, y: np.equal(x, 0) | np.equal(y, 0))
+_define_gated(
+    "gated_divide", np.true_divide, lambda x, y: np.broadcast_to(np.equal(x, 0), np.broadcast_shapes(x.shape, y.shape))
+)
 
 
 @TABLE.implements("rsqrt")
