@@ -20,8 +20,26 @@ from nbflow.ops.activations import (
 from nbflow.ops.attention import attention, rotary, rotary_embedding
 from nbflow.ops.conv import conv, conv1d, conv2d, conv3d, depthwise_conv, depthwise_conv2d
 from nbflow.ops.conv_more import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from nbflow.ops.ctc import ctc_loss
 from nbflow.ops.elementwise import tanh
-from nbflow.ops.losses import cosine_similarity, hinge, huber, kl_divergence, mean_absolute_error, sigmoid_focal
+from nbflow.ops.losses import (
+    binary_cross_entropy,
+    cosine_similarity,
+    gaussian_nll,
+    hinge,
+    huber,
+    kl_divergence,
+    log_cosh,
+    mean_absolute_error,
+    mean_squared_error,
+    negative_log_likelihood,
+    poisson_nll,
+    sigmoid_cross_entropy,
+    sigmoid_focal,
+    softmax_cross_entropy,
+    squared_hinge,
+    triplet_margin,
+)
 from nbflow.ops.nn import (
     batch_norm,
     dropout,
@@ -31,14 +49,11 @@ from nbflow.ops.nn import (
     layer_norm,
     leaky_relu,
     log_softmax,
-    mean_squared_error,
     moments,
     relu,
     sigmoid,
-    sigmoid_cross_entropy,
     silu,
     softmax,
-    softmax_cross_entropy,
     softplus,
 )
 from nbflow.ops.normalization import group_norm, instance_norm, local_response_norm, lp_normalize, rms_norm
@@ -64,6 +79,7 @@ __all__ = [
     "avg_pool2d",
     "avg_pool3d",
     "batch_norm",
+    "binary_cross_entropy",
     "celu",
     "conv",
     "conv1d",
@@ -74,11 +90,13 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "cosine_similarity",
+    "ctc_loss",
     "depthwise_conv",
     "depthwise_conv2d",
     "dropout",
     "elu",
     "embedding_lookup",
+    "gaussian_nll",
     "gelu",
     "global_avg_pool",
     "global_lp_pool",
@@ -97,6 +115,7 @@ __all__ = [
     "layer_norm",
     "leaky_relu",
     "local_response_norm",
+    "log_cosh",
     "log_sigmoid",
     "log_softmax",
     "lp_normalize",
@@ -112,6 +131,8 @@ __all__ = [
     "mean_squared_error",
     "mish",
     "moments",
+    "negative_log_likelihood",
+    "poisson_nll",
     "prelu",
     "relu",
     "relu6",
@@ -129,7 +150,9 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "softsign",
+    "squared_hinge",
     "swish",
     "tanh",
     "thresholded_relu",
+    "triplet_margin",
 ]

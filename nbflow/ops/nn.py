@@ -14,9 +14,22 @@ from nbflow import op
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Node, Tensor, graph_for
 from nbflow.op import Attrs, Cost
-from nbflow.ops._build import ArrayLike, as_tensor, build, convert, require_kind, unary
+from nbflow.ops._build import ArrayLike, as_tensor, build, convert, known_rank, require_kind, unary
 from nbflow.ops.creation import identity, ones_like
-from nbflow.ops.elementwise import astype, erf, exp, expm1, greater, greater_equal, minimum, rsqrt, square, tanh, where
+from nbflow.ops.elementwise import (
+    astype,
+    erf,
+    exp,
+    expm1,
+    greater,
+    greater_equal,
+    minimum,
+    not_equal,
+    rsqrt,
+    square,
+    tanh,
+    where,
+)
 from nbflow.ops.indexing import take
 from nbflow.ops.manipulation import expand_dims
 from nbflow.ops.random import uniform_like
@@ -291,50 +304,6 @@ op.define(
 )
 
 
-def softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike, *, name: str | None = None) -> Tensor:
-    """The cross entropy of softmax(logits) with `labels`, one loss per example, shape logits.shape[:-1].
-
-    - `logits`: floating, classes last.
-    - `labels`: integer class ids of shape logits.shape[:-1], or probabilities shaped like the logits.
-    """
-    scores = convert(logits)
-    target = convert(labels)
-    if kind_of(target.dtype) in "iu":
-        return build("sparse_softmax_cross_entropy", (scores, target), name=name)
-    require_kind(target.spec, "f", "labels are integer class ids or floating probabilities")
-    if not shape_accepts(scores.shape, target.shape):
-        raise ShapeError(
-            f"probabilities {target.name} {format_shape(target.shape)} are not shaped like the logits {scores.name} "
-            f"{format_shape(scores.shape)}; class ids must be integers (nf.astype)",
-            where=target.node.where,
-        )
-    with op_scope(name, "softmax_cross_entropy", scores):
-        return -sum(target * log_softmax(scores), axis=-1)
-
-
-def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike, *, name: str | None = None) -> Tensor:
-    """-labels · log σ(logits) - (1 - labels) · log(1 - σ(logits)), elementwise and without overflow.
-
-    `labels`: probabilities, in the dtype of the logits.
-    """
-    scores = convert(logits)
-    with op_scope(name, "sigmoid_cross_entropy", scores):
-        return softplus(scores) - scores * convert(labels, like=scores)
-
-
-def mean_squared_error(predictions: ArrayLike, targets: ArrayLike, *, name: str | None = None) -> Tensor:
-    """The mean of (predictions - targets)² over all elements, a scalar. Raises ShapeError for different shapes.
-
-    Shapes must agree, not only broadcast: (n, 1) against (n,) is almost always a mistake.
-    """
-    first = convert(predictions)
-    second = convert(targets, like=first)
-    if second.shape != () and not shape_accepts(first.shape, second.shape):
-        raise ShapeError(f"predictions {format_shape(first.shape)} and targets {format_shape(second.shape)} differ")
-    with op_scope(name, "mean_squared_error", first):
-        return mean(square(first - second))
-
-
 # --- normalisation and dropout ---------------------------------------------------------------------------------------
 
 
@@ -446,11 +415,24 @@ def dropout(x: ArrayLike, /, rate: float, training: bool | Tensor = True, *, nam
 # --- embeddings ------------------------------------------------------------------------------------------------------
 
 
-def embedding_lookup(table: ArrayLike, ids: ArrayLike, *, name: str | None = None) -> Tensor:
-    """The rows of `table` (n, dim…) numbered `ids`: (…) → (…, dim…). Raises DTypeError unless ids are integers."""
+def embedding_lookup(
+    table: ArrayLike, ids: ArrayLike, padding_id: int | None = None, *, name: str | None = None
+) -> Tensor:
+    """The rows of `table` (n, dim…) numbered `ids`: (…) → (…, dim…). Raises DTypeError unless ids are integers.
+
+    - `padding_id`: for this id the result is zeros, whatever the row holds, and the row gets no gradient.
+
+    Ids count from the end where negative, as in take; others out of range are an error at run time.
+    """
     numbers = convert(ids)
     if kind_of(numbers.dtype) not in "iu":
         raise DTypeError(
             f"row numbers are integers, not {numbers.dtype}; use nf.astype first", where=numbers.node.where
         )
-    return take(convert(table), numbers, axis=0, name=name)
+    rows = convert(table)
+    if padding_id is None:
+        return take(rows, numbers, axis=0, name=name)
+    behind = known_rank(rows.spec, "embedding_lookup with a padding_id") - 1
+    with op_scope(name, "embedding_lookup", rows):
+        real = expand_dims(not_equal(numbers, int(padding_id)), axis=tuple(range(-behind, 0)))
+        return where(real, take(rows, numbers, axis=0), 0)

@@ -200,7 +200,7 @@ def test_labels_that_do_not_fit(graph: Graph) -> None:
         nf.nn.softmax_cross_entropy(logits, np.zeros(4, np.float32))
     with pytest.raises(DTypeError, match="integer class ids or"):
         nf.nn.softmax_cross_entropy(logits, np.zeros(4, bool))
-    with pytest.raises(ShapeError, match=r"\(4, 1\) and targets \(4,\) differ"):
+    with pytest.raises(ShapeError, match=r"\(4, 1\) and \(4,\) differ"):
         nf.nn.mean_squared_error(array(4, 1), array(4))
 
 
