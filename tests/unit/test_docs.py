@@ -37,7 +37,8 @@ NAMES = re.findall(
     random.truncated_normal random.randint random.permutation random.bernoulli layers.dense
     layers.conv2d layers.embedding layers.batch_norm layers.layer_norm layers.multi_head_attention
     data.from_arrays data.Dataset.shuffle data.Dataset.repeat data.Dataset.batch data.Dataset.map
-    data.Dataset.prefetch data.Dataset.next optim.SGD optim.Adam optim.AdamW optim.RMSProp optim.Adagrad
+    data.Dataset.prefetch data.Dataset.next data.from_files data.from_generator queue feed Queue.enqueue
+    Queue.dequeue Queue.close optim.SGD optim.Adam optim.AdamW optim.RMSProp optim.Adagrad
     optim.Optimizer.minimize train.DataParallel train.run train.Run.stop train.Run.pause train.Run.wait
     train.Run.history cluster.local cluster.attach testing.check_gradients testing.check_transport
     Variable.assign Variable.assign_add Variable.read Graph.as_default Graph.digest Graph.to_proto
