@@ -29,6 +29,13 @@ class Digested(ABC):
         """Adds what this value computes to `mark`."""
 
 
+def digest_of(value: Digested) -> bytes:
+    """SHA-256 of what an attribute computes."""
+    mark = hashlib.sha256()
+    value.digest_into(mark)
+    return mark.digest()
+
+
 def graph_digest(nodes: Sequence[Node], seed: int, memo: dict[str, bytes] | None = None) -> str:
     """SHA-256 (hex) over `nodes`, which come after their inputs. Their order among themselves does not matter.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nbflow.body import Body, bodies_of
 from nbflow.errors import NbflowError
 from nbflow.graph import Graph, Node, topological
 from nbflow.placement import Placed
@@ -35,7 +36,7 @@ def _node_json(node: Node, placed: Placed | None) -> dict[str, Any]:
         flops, nbytes = float(cost.flops), float(cost.nbytes)
     except NbflowError:
         flops = nbytes = 0.0
-    return {
+    made = {
         "name": node.name,
         "op": node.op,
         "inputs": [t.name for t in node.inputs] + [f"^{c.name}" for c in node.control_inputs],
@@ -49,6 +50,17 @@ def _node_json(node: Node, placed: Placed | None) -> dict[str, Any]:
         "stale": node.stale,
         "flops": flops,
         "nbytes": nbytes,
+    }
+    bodies = {key: _body_json(body) for key, body in bodies_of(node).items()}
+    return {**made, "bodies": bodies} if bodies else made
+
+
+def _body_json(body: Body) -> dict[str, Any]:
+    """A body as a graph of its own. Its names are relative to the node; nothing is known of its ops' devices here."""
+    return {
+        "nodes": [_node_json(n, None) for n in body.graph.nodes.values()],
+        "arguments": [t.name for t in body.arguments],
+        "outputs": [t.name for t in body.outputs],
     }
 
 
@@ -100,20 +112,29 @@ class PlacementTable(Sequence[PlacementRow]):
 
 
 def placement_table(graph: Graph, placement: Mapping[str, Placed]) -> PlacementTable:
-    """One row a node."""
+    """One row a node, and one for each op in its bodies."""
     return PlacementTable(
         [
-            PlacementRow(n.name, n.op, p.asked, str(p.device), p.why, n.where)
-            for n in graph.nodes.values()
-            if (p := placement.get(n.name)) is not None
+            PlacementRow(name, n.op, p.asked, str(p.device), p.why, n.where)
+            for name, n in _everywhere(graph, "")
+            if (p := placement.get(name)) is not None
         ]
     )
+
+
+def _everywhere(graph: Graph, prefix: str) -> Iterator[tuple[str, Node]]:
+    """All nodes with their names, those in bodies after the node that they belong to."""
+    for node in graph.nodes.values():
+        yield prefix + node.name, node
+        for body in bodies_of(node).values():
+            yield from _everywhere(body.graph, f"{prefix}{node.name}/")
 
 
 def explain_plan(plan: Plan) -> str:
     """The program of one device as text: one line an instruction, in the order in which they run.
 
-    `s4` is slot 4, `b0` is buffer 0, `frees` are the slots that nobody reads afterwards.
+    `s4` is slot 4, `b0` is buffer 0, `frees` are the slots that nobody reads afterwards. The bodies of loops and
+    branches follow, indented.
     """
     lines = [_heading(plan)]
     lines += [f"  feed   s{f.slot} = {f.name}  {f.spec}" for f in plan.feeds]
@@ -122,6 +143,10 @@ def explain_plan(plan: Plan) -> str:
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     lines += [f"  {n:>{widths[0]}}  {call:<{widths[1]}}  {what:<{widths[2]}}  # {node}" for n, call, what, node in rows]
     lines += [f"  fetch  {f.name} = s{f.slot}{' (copied)' if f.copy else ''}" for f in plan.fetches]
+    for number, instruction in enumerate(plan.instructions):
+        for body in instruction.bodies:
+            inside = explain_plan(body).splitlines()
+            lines += [f"  body of instruction {number}, on {inside[0]}", *(f"  {line}" for line in inside[1:])]
     return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from nbflow.digest import Digested, digest_of
 from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Owner, Tensor
 
@@ -242,6 +243,8 @@ def _same_value(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
         # Bytes, so that a NaN equals itself and 0.0 differs from -0.0.
         return a.dtype == b.dtype and a.shape == b.shape and bool(a.tobytes() == b.tobytes())
+    if isinstance(a, Digested):
+        return digest_of(a) == digest_of(b)
     if isinstance(a, tuple):
         return len(a) == len(b) and all(_same_value(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, float):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nbflow.body import ARGUMENT, bodies_of
 from nbflow.errors import GraphError, NbflowError
 from nbflow.graph import Graph, Node, topological
 
@@ -35,7 +36,7 @@ def _member_inputs(graph: Graph, node: Node) -> str:
 
 
 def _specs(graph: Graph, node: Node) -> str:
-    if node.stale or node.op == "placeholder":
+    if node.stale or node.op in ("placeholder", ARGUMENT):
         return ""
     try:
         specs = node.definition.infer([t.spec for t in node.inputs], node.attrs)
@@ -72,6 +73,8 @@ def check_graph(graph: Graph) -> None:
             problem = check(graph, node)
             if problem:
                 raise GraphError(f"{rule}: {node.name!r}: {problem}\n{describe(graph, node)}", where=node.where)
+        for body in bodies_of(node).values():
+            check_graph(body.graph)
     topological(graph.nodes.values())
 
 

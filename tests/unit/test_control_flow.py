@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 import nbflow as nf
-from nbflow.errors import DTypeError, GraphError, OpError, ShapeError
-from nbflow.graph import Graph
+from nbflow.errors import DeadlineExceeded, DTypeError, GraphError, OpError, ShapeError
+from nbflow.explain import explain_plan
+from nbflow.graph import Graph, Owner
+from nbflow.inprocess import InProcessCluster
+from nbflow.owner import begin
+from nbflow.spec import TensorSpec
 from nbflow.testing import Evaluator, check_gradients
 
 
@@ -439,6 +443,65 @@ def test_round_trip_and_digest(graph: Graph, run: Any) -> None:
     with Graph().as_default() as plain:
         _model()
     assert other.digest() != plain.digest()
+
+
+def test_running_a_cell_again_changes_nothing(graph: Graph) -> None:
+    owner = Owner("c1", "In[1]")
+
+    def cell(scale: float) -> Any:
+        transaction = begin(graph, owner)
+        w = nf.Variable(1.0, name="w", dtype="float64")
+        nf.while_loop(lambda v: v < 8.0, lambda v: v * w + scale, [np.float64(1)], name="grow")
+        return transaction.commit()
+
+    cell(1.0)
+    assert cell(1.0).changed == ()
+    assert cell(2.0).changed == ("grow",)
+
+
+def test_the_listing_shows_bodies(graph: Graph) -> None:
+    y = _model()
+    table = nf.placement(y)
+    assert {"while_loop/body/cond", "while_loop/body/cond/then/multiply"} <= {r.op for r in table}
+    with nf.Session(graph=graph) as session:
+        prepared = session.prepare([y], {graph.node("x").outputs[0]: TensorSpec((3,), np.dtype("float64"))})
+    text = explain_plan(next(iter(prepared.bundles.values())).plans[0])
+    assert "body of instruction" in text
+    assert "while_loop/body/cond/then/multiply" in text
+    (loop,) = [n for n in nf.graph_json(graph)["nodes"] if n["op"] == "loop"]
+    assert "less" in [n["op"] for n in loop["bodies"]["condition"]["nodes"]]
+
+
+def test_a_loop_that_never_ends_meets_its_deadline(graph: Graph) -> None:
+    out = nf.while_loop(lambda i: i >= 0, lambda i: i * 0, [0])
+    with nf.Session(graph=graph) as session:
+        with pytest.raises(DeadlineExceeded):
+            session.run(out, deadline_s=0.2)
+        assert session.run(nf.constant(1) + 1) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_replicas_train_through_a_scan(graph: Graph, workers: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(24, 5, 2)).astype("float32")
+    data = nf.data.from_arrays({"x": rows, "y": rows.sum((1, 2))})
+    batch = data.repeat().batch(12).next()
+
+    def cell(h: Any, row: Any) -> Any:
+        return nf.layers.dense(nf.concat([h, row], axis=1), 4, activation=nf.tanh, name="cell"), None
+
+    start = nf.zeros_like(nf.concat([batch["x"][:, 0]] * 2, axis=1))
+    h, _ = nf.scan(cell, start, nf.permute_dims(batch["x"], (1, 0, 2)), name="rnn")
+    loss = nf.mean(nf.square(nf.layers.dense(h, 1, name="out")[:, 0] - batch["y"]))
+    step = nf.optim.SGD(0.05).minimize(loss, strategy=nf.train.DataParallel())
+    with nf.Session(InProcessCluster(workers, 1), graph) as session:
+        losses = [float(session.run([loss, step])[0]) for _ in range(6)]
+    np.testing.assert_allclose(losses, LOSSES.setdefault("scan", losses), rtol=1e-5)
+    assert losses[-1] < losses[0]
+
+
+# What the first number of workers gave: the others must give the same.
+LOSSES: dict[str, list[float]] = {}
 
 
 def test_a_body_does_not_leak(graph: Graph) -> None:
