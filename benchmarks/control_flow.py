@@ -36,7 +36,7 @@ def counting() -> dict[str, common.Steps]:
 
 
 def recurrent() -> tuple[dict[str, common.Steps], dict[str, float]]:
-    """tanh(h · x) + x on 4 x 4 matrices: by scan, unrolled, and by numpy; seconds an iteration come from the lengths."""
+    """tanh(h · x) + x on 4 x 4 matrices: by scan, unrolled, and by numpy."""
     x = np.full((4, 4), 0.5, np.float32)
     graph = nf.Graph()
     with graph.as_default():
