@@ -99,7 +99,9 @@ def _define_lazy(dense: str, slots: int, *, iterations: bool = False) -> None:
         at = slots + 2 + iterations
         _check_rows(handle, inputs[at + 1], inputs[at])
         # Apart from that it is the dense update, on a gradient like the variable.
-        check_apply([*inputs[:at], TensorSpec(handle.shape, handle.dtype), *inputs[at + 2 :]], slots, iterations)
+        kinds = "fc" if dense in ("apply_sgd", "apply_momentum") else "f"
+        whole = TensorSpec(handle.shape, handle.dtype)
+        check_apply([*inputs[:at], whole, *inputs[at + 2 :]], slots, iterations, kinds)
         return []
 
     op.define(

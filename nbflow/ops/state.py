@@ -79,23 +79,24 @@ def _assign_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tensor
     return [TensorSpec(handle.shape, handle.dtype)]
 
 
-def _apply_infer(slots: int, *, iterations: bool = False) -> op.ShapeRule:
+def _apply_infer(slots: int, *, iterations: bool = False, kinds: str = "f") -> op.ShapeRule:
     def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-        check_apply(inputs, slots, iterations)
+        check_apply(inputs, slots, iterations, kinds)
         return []
 
     return infer
 
 
-def check_apply(inputs: Sequence[TensorSpec], slots: int, iterations: bool) -> None:
+def check_apply(inputs: Sequence[TensorSpec], slots: int, iterations: bool, kinds: str = "f") -> None:
     """Raises unless these are (handle, slot handles, [iterations], learning rate, gradient, [gate]).
 
     Where there is a gate, a boolean scalar, the update is made only if it is true.
     """
     counted = slots + 3 + iterations
     handle = handle_of(inputs)
-    if kind_of(handle.dtype) != "f":
-        raise DTypeError(f"only variables of floating dtype are trained, this one holds {handle.dtype}")
+    if kind_of(handle.dtype) not in kinds:
+        hint = "; SGD can" if kind_of(handle.dtype) == "c" else ""
+        raise DTypeError(f"this update takes variables of floating dtype, not {handle.dtype}{hint}")
     for slot in inputs[1 : slots + 1]:
         if not slot.resource or slot.shape != handle.shape or slot.dtype != handle.dtype:
             raise ShapeError(f"a slot is a variable like its own, {handle}, not {slot}")
@@ -180,7 +181,7 @@ for _name, _doc in (
     )
 op.define(
     "apply_sgd",
-    infer=_apply_infer(0),
+    infer=_apply_infer(0, kinds="fc"),
     gradient=None,
     cost=_apply_cost(2),
     stateful=True,
@@ -188,7 +189,7 @@ op.define(
 )
 op.define(
     "apply_momentum",
-    infer=_apply_infer(1),
+    infer=_apply_infer(1, kinds="fc"),
     gradient=None,
     cost=_apply_cost(4),
     stateful=True,

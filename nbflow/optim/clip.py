@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nbflow.errors import GraphError
+from nbflow.errors import DTypeError, GraphError
 from nbflow.graph import Tensor
-from nbflow.ops import add_n, astype, maximum, minimum, sqrt, square, sum
+from nbflow.ops import abs, add_n, astype, maximum, minimum, sqrt, square, sum
 from nbflow.ops.slices import Gradient, IndexedSlices, dense
+from nbflow.spec import kind_of
 
 Gradients = Sequence[Gradient | None]
 # From all gradients of a step to as many of the same shapes and dtypes. A function of yours gets them dense, `Clip` as
@@ -28,6 +29,9 @@ def clip_by_value(grads: Gradients, low: float, high: float | None = None) -> li
     if not low <= high:
         raise GraphError(f"clip_by_value needs low <= high, got {low} and {high}")
     least, most = low, high
+    for g in grads:
+        if g is not None and kind_of(g.dtype) == "c":
+            raise DTypeError("complex gradients are not clipped by value, as they have no order; clip them by norm")
     found = [g if g is None or least <= 0 <= most else dense(g) for g in grads]
     return [None if g is None else _mapped(g, lambda v: minimum(maximum(v, least), most)) for g in found]
 
@@ -55,7 +59,7 @@ def global_norm(grads: Gradients) -> Tensor:
 
     Raises GraphError when all gradients are None.
     """
-    found = [_values(g) for g in grads if g is not None]
+    found = [_sizes(_values(g)) for g in grads if g is not None]
     if not found:
         raise GraphError("there is no norm of no gradients: all of them are None")
     dtype = "float64" if any(g.dtype.itemsize > 4 for g in found) else "float32"
@@ -99,6 +103,10 @@ def summed(gradient: Gradient) -> Gradient:
 
 def _values(gradient: Gradient) -> Tensor:
     return gradient.summed().values if isinstance(gradient, IndexedSlices) else gradient
+
+
+def _sizes(values: Tensor) -> Tensor:
+    return abs(values) if kind_of(values.dtype) == "c" else values
 
 
 def _mapped(gradient: Gradient, function: Callable[[Tensor], Tensor]) -> Gradient:

@@ -12,7 +12,7 @@ from nbflow.autodiff import gradients
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor
 from nbflow.op import AttrValue
-from nbflow.ops import astype, equal, full, where, zeros_like
+from nbflow.ops import astype, equal, full, logical_and, where, zeros_like
 from nbflow.ops._build import as_tensor, build, convert
 from nbflow.ops.rows import sparse_join
 from nbflow.ops.slices import Gradient, IndexedSlices, dense
@@ -92,7 +92,8 @@ class Optimizer(ABC):
           of the whole batch, or of all batches accumulated. A function gets dense ones.
         - `accumulate`: variables move at each so many-th run, by the mean of the gradients since the last move. The sum
           of sparse gradients is kept dense.
-        - `loss_scale`: for float16; a run whose gradients are not finite moves nothing. Not with `accumulate`.
+        - `loss_scale`: for float16; a run whose gradients are not finite moves nothing, and is not counted by
+          `accumulate`.
 
         Raises ShapeError or DTypeError for another loss, GraphError when nothing can be trained.
         """
@@ -167,13 +168,12 @@ class _Stages:
     def __init__(self, clip: Clip | Clipper | None, accumulate: int, loss_scale: DynamicLossScale | None) -> None:
         if isinstance(accumulate, bool) or int(accumulate) != accumulate or accumulate < 1:
             raise GraphError(f"accumulate is a positive number of steps, not {accumulate!r}")
-        if accumulate > 1 and loss_scale is not None:
-            raise GraphError("accumulate and loss_scale do not go together yet; use one of them")
         self.clip = clip
         self.accumulate = int(accumulate)
         self.loss_scale = loss_scale
         self.scale: tuple[Variable, Variable] | None = None
         self.gate: list[Tensor] = []  # one boolean, where not every run updates
+        self.finite: Tensor | None = None  # whether the gradients of this run are finite, where that is asked
         self.totals: list[tuple[Variable, Tensor]] = []
         self.micro: Variable | None = None
 
@@ -208,7 +208,8 @@ class _Stages:
             with variable.graph.device(None), variable.graph.colocate_with(variable.node):
                 once.append(summed(grad))
         values = [g.values if isinstance(g, IndexedSlices) else g for g in once]
-        self.gate = [all_finite(values)]
+        self.finite = all_finite(values)
+        self.gate = [self.finite]
         return [
             g.with_values(v) if isinstance(g, IndexedSlices) else v
             for g, v in zip(once, unscaled(values, scale), strict=True)
@@ -223,7 +224,8 @@ class _Stages:
 
     def _accumulated(self, variables: Sequence[Variable], grads: Sequence[Gradient], scope: str) -> list[Gradient]:
         self.micro = Variable(np.int64(0), name="micro_step", trainable=False)
-        self.gate = [equal(self.micro.to_tensor(), self.accumulate - 1)]
+        last = equal(self.micro.to_tensor(), self.accumulate - 1)
+        self.gate = [last if self.finite is None else logical_and(last, self.finite)]
         for variable, grad in zip(variables, grads, strict=True):
             with variable.graph.device(None), variable.graph.colocate_with(variable.node):
                 kept = _slot(variable, f"{scope}/accumulated", 0.0)
@@ -231,9 +233,12 @@ class _Stages:
         return [total for _, total in self.totals]
 
     def _added(self, kept: Variable, grad: Gradient) -> Tensor:
+        part = (grad.values if isinstance(grad, IndexedSlices) else grad) / self.accumulate
+        if self.finite is not None:
+            part = where(self.finite, part, 0)
         if not isinstance(grad, IndexedSlices):
-            return kept.assign_add(grad / self.accumulate)
-        added = kept.scatter_add(grad.indices, grad.values / self.accumulate)
+            return kept.assign_add(part)
+        added = kept.scatter_add(grad.indices, part)
         with kept.graph.control_dependencies([added]):
             return kept.read()
 
@@ -241,12 +246,14 @@ class _Stages:
         """What is made ready for the next run, when the updates are done."""
         made: list[Node] = []
         if self.scale is not None and self.loss_scale is not None:
-            made += self.loss_scale.moved(*self.scale, self.gate[0])
+            assert self.finite is not None  # where there is a scale it was asked
+            made += self.loss_scale.moved(*self.scale, self.finite)
         if self.micro is not None:
             for kept, total in self.totals:
                 with kept.graph.device(None), kept.graph.colocate_with(kept.node):
                     made.append(kept.assign(where(self.gate[0], zeros_like(total), total)).node)
-            following = where(self.gate[0], 0, self.micro.to_tensor() + 1)
+            counted = 1 if self.finite is None else astype(self.finite, "int64")
+            following = where(self.gate[0], 0, self.micro.to_tensor() + counted)
             made.append(self.micro.assign(following).node)
         return made
 

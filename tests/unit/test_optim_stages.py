@@ -137,6 +137,62 @@ def test_loss_scale_saves_small_float16_gradients(graph: Graph) -> None:
     assert after(DynamicLossScale()) == pytest.approx(1.0 - 1e-2, rel=1e-4)
 
 
+def test_accumulation_of_scaled_gradients_leaves_out_what_overflows(graph: Graph) -> None:
+    w = nf.Variable(np.float32([1.0, 2.0]), name="w")
+    x = nf.placeholder("float32", (), name="x")
+    scale = DynamicLossScale(initial=8.0, interval=2)
+    step = SGD(0.1).minimize(nf.sum(w) * x, loss_scale=scale, accumulate=2, clip=Clip(value=10.0))
+    kept = nf.Variable.from_node(graph.node("SGD/loss_scale"))
+    runner = Evaluator()
+    seen = []
+    for given in (1.0, np.inf, 3.0, 5.0, np.nan, 7.0, 100.0, 100.0):
+        runner.run(step, {x: np.float32(given)})
+        seen.append((float(runner.run(w)[0]), float(runner.run(kept))))
+    # (1 + 3) / 2, (5 + 7) / 2 and 100, clipped to 10; halved after an overflow, doubled after two runs without.
+    wanted = [(1.0, 8), (1.0, 4), (0.8, 4), (0.8, 8), (0.8, 4), (0.2, 4), (0.2, 8), (-0.8, 8)]
+    np.testing.assert_allclose(seen, wanted, rtol=1e-5)
+
+
+def test_two_optimizers_keep_slots_of_their_own(graph: Graph) -> None:
+    """Steps of one variable in turn: neither sees the other's momentum, nor its count."""
+    w = nf.Variable(np.ones(2), name="w")
+    loss = nf.sum(w * w)
+    steps = [SGD(0.1, momentum=0.9).minimize(loss), SGD(0.01, momentum=0.5).minimize(loss), Adam(0.1).minimize(loss)]
+    names = set(graph.nodes.keys())
+    assert {"w/SGD/m", "w/SGD.1/m", "w/Adam/m", "w/Adam/v"} <= names
+    runner = Evaluator()
+    value, first, second, m, v = np.ones(2), 0.0, 0.0, 0.0, 0.0
+    for t in range(1, 5):
+        for step in steps:
+            runner.run(step)
+        first = 0.9 * first + 2 * value
+        value = value - 0.1 * first
+        second = 0.5 * second + 2 * value
+        value = value - 0.01 * second
+        m, v = 0.9 * m + 0.1 * 2 * value, 0.999 * v + 0.001 * (2 * value) ** 2
+        value = value - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(runner.run(w), value, rtol=1e-10)
+
+
+def test_complex_variables_train(graph: Graph) -> None:
+    target = np.array([1 + 2j, -3j])
+    z = nf.Variable(np.zeros(2, np.complex128), name="z")
+    loss = nf.sum(nf.abs(z - target) ** 2.0)
+    step = SGD(0.1, momentum=0.5).minimize(loss, clip=Clip(global_norm=1.0))
+    runner = Evaluator()
+    value, moment = np.zeros(2, np.complex128), np.zeros(2, np.complex128)
+    for _ in range(5):
+        runner.run(step)
+        grad = 2 * (value - target)
+        moment = 0.5 * moment + grad / max(1.0, float(np.linalg.norm(grad)))
+        value = value - 0.1 * moment
+        np.testing.assert_allclose(runner.run(z), value, rtol=1e-12)
+    with pytest.raises(DTypeError, match="SGD can"):
+        Adam(0.1).minimize(loss)
+    with pytest.raises(DTypeError, match="no order"):
+        SGD(0.1).minimize(loss, clip=Clip(value=1.0))
+
+
 def test_decay_masks(graph: Graph) -> None:
     for make in (nf.optim.AdamW, nf.optim.Lion, nf.optim.Lamb, nf.optim.LARS, SGD):
         with Graph().as_default():
@@ -174,7 +230,6 @@ def test_what_is_refused(graph: Graph) -> None:
         lambda: Clip(value=1.0, norm=1.0),
         lambda: Clip(norm=0.0),
         lambda: SGD().minimize(loss, accumulate=0),
-        lambda: SGD().minimize(loss, accumulate=2, loss_scale=DynamicLossScale()),
         lambda: SGD().minimize(loss, clip=lambda gs: []),
         lambda: DynamicLossScale(initial=0.5),
         lambda: ExponentialMovingAverage(1.0),

@@ -151,6 +151,7 @@ EXACT: dict[str, tuple[Optimizer, dict[str, Any]]] = {
     "accumulated": (SGD(0.1), {"accumulate": 2}),
     "scaled": (SGD(0.1), {"loss_scale": DynamicLossScale()}),
     "scaled and clipped": (Adagrad(0.1), {"loss_scale": DynamicLossScale(), "clip": Clip(global_norm=0.05)}),
+    "scaled and accumulated": (SGD(0.1), {"loss_scale": DynamicLossScale(), "accumulate": 2}),
     "decay": (SGD(0.1, momentum=0.9, weight_decay=0.1), {}),
     "adamw": (AdamW(0.1), {}),
     "rmsprop": (RMSProp(0.1), {}),
