@@ -205,24 +205,21 @@ class Session:
         with self._lock:
             self._steps = number
 
-    def peek(self, fetches: Sequence[Tensor]) -> list[HostArray]:
-        """The values of `fetches`, without counting a step: what is drawn later does not depend on having looked."""
-        prepared = self.prepare(list(fetches), {})
-        found, _ = self._execute(prepared, {}, number=0)
-        return [found[s.name] for s in prepared.sources if s is not None]
-
     def beside(
-        self, graph: Graph, leaves: Sequence[Leaf], feeds: Mapping[Tensor, HostArray] | None = None
-    ) -> list[HostArray]:
-        """Runs `leaves` of another graph on the state of this one: its holders have the names they have here. Gives the
-        values of those that are tensors. Nothing is kept, and no step is counted."""
+        self, graph: Graph, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec] | None = None
+    ) -> Prepared:
+        """Like `prepare`, for another graph that works on the state of this one: its holders have the names that they
+        have here. It is not kept, and does not depend on what the running cell replaces."""
         with self._lock:
             self._refresh()
-            values = feeds or {}
-            prepared = self._build(leaves, {t: spec_of(v) for t, v in values.items()}, None, graph)
+            prepared = self._build(leaves, feeds or {}, None, graph)
             self._initialise(prepared)
-            found, _ = self._execute(prepared, values, number=0)
-            return [found[s.name] for s in prepared.sources if s is not None]
+            return prepared
+
+    def look(self, prepared: Prepared, values: Mapping[Tensor, HostArray] | None = None) -> list[HostArray]:
+        """Runs what was prepared without counting a step: what is drawn later does not depend on having looked."""
+        found, _ = self._execute(prepared, values or {}, number=0)
+        return [found[s.name] for s in prepared.sources if s is not None]
 
     def assign(self, values: Mapping[str, HostArray]) -> None:
         """Sets variables, by name; their initialisers will not run. `values` have the variables' shapes and dtypes.

@@ -22,8 +22,9 @@ from nbflow.data.state import iterators, restore_state, save_state
 from nbflow.errors import CheckpointError
 from nbflow.graph import Graph, Node, Tensor
 from nbflow.rewrite import copy_nodes, new_like
-from nbflow.session import Session
+from nbflow.session import Prepared, Session
 from nbflow.spec import format_shape
+from nbflow.structure import Leaf
 from nbflow.variable import Variable, as_variables, global_variables
 from nbflow.weights import SHARD_BYTES, Array, Folder, FolderWriter, Stored, in_shards
 
@@ -73,46 +74,58 @@ def save(
     when all is written: a crash leaves the last good one. A shard has up to `shard_bytes`. Raises CheckpointError when
     the folder cannot be written.
     """
-    chosen = None if variables is None else as_variables(list(variables))
     session = current_session()
-    if chosen is None:
-        return write(Path(path), session, global_variables(), iterators(), shard_bytes=shard_bytes)
-    return write(Path(path), session, chosen, shard_bytes=shard_bytes)
+    if variables is None:
+        snapshot = Snapshot(session, global_variables(), iterators(), shard_bytes)
+    else:
+        snapshot = Snapshot(session, as_variables(list(variables)), shard_bytes=shard_bytes)
+    return snapshot.write(Path(path))
 
 
-def write(
-    path: Path,
-    session: Session,
-    variables: Sequence[Variable],
-    holders: Sequence[Node] = (),
-    *,
-    run: Mapping[str, Any] | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> Path:
-    """`save` for a session. `holders`: of the iterators. `run`: what a run notes of itself, with its `step`."""
-    graph = session.graph
-    chosen = {v.name: v for v in variables}
-    sizes = {name: _nbytes(chosen[name]) for name in sorted(chosen)}
-    with FolderWriter(path, "variables") as writer:
+class Snapshot:
+    """What it takes to save variables and the places of iterators, prepared once: then saving does not depend on which
+    cells run meanwhile. Variables without a value are initialised. `holders`: of the iterators."""
+
+    def __init__(
+        self,
+        session: Session,
+        variables: Sequence[Variable],
+        holders: Sequence[Node] = (),
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self._session = session
+        self._graph = {"digest": session.graph.digest(), "seed": session.graph.seed}
+        self._holders = sorted(node.name for node in holders)
+        chosen = {v.name: v for v in variables}
+        sizes = {name: chosen[name].handle.spec.nbytes or 0 for name in sorted(chosen)}
+        self._shards: list[tuple[list[str], Prepared]] = []
         for names in in_shards(sizes, shard_bytes):
-            values = session.peek([chosen[name].to_tensor() for name in names])
-            writer.add(dict(zip(names, values, strict=True)))
+            leaves: list[Leaf] = [chosen[name].to_tensor() for name in names]
+            self._shards.append((names, session.prepare(leaves, {})))
         if holders:
-            writer.add(_places(session, holders))
-        writer.commit(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "nbflow": importlib.metadata.version("nbflow"),
-                "numpy": np.__version__,
-                "time_s": time.time(),
-                "graph": {"digest": graph.digest(), "seed": graph.seed},
-                "session": {"steps": session.steps},
-                "iterators": sorted(node.name for node in holders),
-                "run": dict(run or {}),
-            }
-        )
-    return path
+            beside, copies = _holders_beside(session, holders)
+            places = [save_state(copies[name]) for name in self._holders]
+            self._shards.append((self._holders, session.beside(beside, places)))
+
+    def write(self, path: Path, run: Mapping[str, Any] | None = None) -> Path:
+        """Saves the values as they are now. `run`: what a run notes of itself, with its `step`."""
+        with FolderWriter(path, "variables") as writer:
+            for names, prepared in self._shards:
+                writer.add(dict(zip(names, self._session.look(prepared), strict=True)))
+            writer.commit(
+                {
+                    "format": FORMAT,
+                    "version": VERSION,
+                    "nbflow": importlib.metadata.version("nbflow"),
+                    "numpy": np.__version__,
+                    "time_s": time.time(),
+                    "graph": self._graph,
+                    "session": {"steps": self._session.steps},
+                    "iterators": self._holders,
+                    "run": dict(run or {}),
+                }
+            )
+        return path
 
 
 def restore(
@@ -191,19 +204,12 @@ def _set(session: Session, folder: Folder, fit: _Fit, holders: Sequence[Node]) -
 # --- iterators -------------------------------------------------------------------------------------------------------
 
 
-def _places(session: Session, holders: Sequence[Node]) -> dict[str, Array]:
-    """Where iterators stand: holder -> bytes."""
-    beside, copies = _holders_beside(session, holders)
-    values = session.beside(beside, [save_state(copies[node.name]) for node in holders])
-    return {node.name: value for node, value in zip(holders, values, strict=True)}
-
-
 def _move(session: Session, holders: Sequence[Node], places: Mapping[str, Array]) -> None:
     """Puts iterators where `places` says."""
     beside, copies = _holders_beside(session, holders)
     with beside.as_default():
         moves = [restore_state(copies[node.name], places[node.name]) for node in holders]
-    session.beside(beside, moves)
+    session.look(session.beside(beside, moves))
 
 
 def _holders_beside(session: Session, holders: Sequence[Node]) -> tuple[Graph, dict[str, Node]]:
@@ -249,10 +255,6 @@ def checkpoints(path: Path) -> dict[int, Path]:
 
 
 # --- what differs ----------------------------------------------------------------------------------------------------
-
-
-def _nbytes(variable: Variable) -> int:
-    return variable.handle.spec.nbytes or 0
 
 
 def _fits(variable: Variable, stored: Stored) -> bool:

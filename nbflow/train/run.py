@@ -7,22 +7,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nbflow import errors
 from nbflow.current import current_session
-from nbflow.device import parse_device
 from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
 from nbflow.events import Emitter, Event, Listener, Log, Metric, RunState, WorkerState
-from nbflow.graph import Node, Tensor, as_node
-from nbflow.parallel import DataParallel, strategy_of
-from nbflow.session import Prepared, Session
-from nbflow.structure import Leaf, flatten
+from nbflow.graph import Node, as_node
+from nbflow.session import Session
 from nbflow.train.display import Display, open_display
-from nbflow.transport import Loop, LoopAction, MetricSource
+from nbflow.train.keeping import Keeper
+from nbflow.train.planning import Member, metric_tensors, plan_loops
+from nbflow.transport import Loop, LoopAction
 
 log = logging.getLogger("nbflow.train")
 
@@ -31,28 +31,24 @@ ENDED = ("done", "stopped", "failed")
 STOP_S = 10.0
 # How often whoever waits for a run looks whether the workers that lead it are still there.
 WATCH_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """One loop of a run and the task that leads it.
-
-    `weight`: how many global steps one of its steps counts for. `plans` keeps what it runs registered.
-    """
-
-    loop: Loop
-    leader: str
-    weight: int
-    plans: tuple[Prepared, ...]
+# How often whoever waits for a checkpoint looks whether it is there.
+POLL_S = 0.02
 
 
 class Run:
     """A training run: its progress, its curves, and the ways to stop it. Made by `nf.train.run`."""
 
-    def __init__(self, run_id: str, session: Session, members: Sequence[_Member], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        session: Session,
+        members: Sequence[Member],
+        names: Sequence[str],
+        keeper: Keeper | None = None,
+    ) -> None:
         self.id = run_id
         self.metric_names = tuple(names)
-        self.steps = sum(m.loop.steps for m in members)
+        self.steps = sum(m.last for m in members)
         self.status = "starting"
         self.detail = ""
         self.error: NbflowError | None = None
@@ -60,6 +56,15 @@ class Run:
         self.events: list[Event] = []
         self._session = session
         self._members = members
+        self._progress = [m.loop.first - 1 for m in members]  # steps done, a member
+        self._loops: dict[str, tuple[int, Loop]] = {}  # what runs now: loop id -> member, loop
+        self._stretch = 0
+        self._keeper = keeper
+        self._turn = threading.Event()  # a stretch has ended, or the run
+        self._resting = False  # paused between two stretches
+        self._saves: list[Path] = []
+        self._saved_step = -1
+        self._asked: set[LoopAction] = set()
         self._emitter = Emitter()
         self._lock = threading.RLock()
         self._done = threading.Event()
@@ -73,7 +78,7 @@ class Run:
     def step(self) -> int:
         """Steps that are done, over all replicas."""
         with self._lock:
-            return sum(s.step for s in self._states.values())
+            return sum(self._progress)
 
     @property
     def history(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -113,6 +118,30 @@ class Run:
         """Goes on after `pause`."""
         self._control("resume")
 
+    def checkpoint(self, timeout: float = 60.0) -> Path:
+        """Saves now, between two steps, and returns the folder; the last one when the run has ended.
+
+        Raises GraphError for a run without `checkpoint=`, TimeoutError after `timeout` seconds, the run's error when it
+        fails meanwhile.
+        """
+        if self._keeper is None and not self._saves:
+            raise GraphError("the run was started without checkpoint=…, so it has nowhere to save")
+        before = len(self._saves)
+        deadline = time.monotonic() + timeout
+        stretch = -1
+        while len(self._saves) == before and not self._done.is_set():
+            if self._resting:
+                self._turn.set()
+            elif stretch != self._stretch:
+                stretch = self._stretch
+                self._send("stop")  # the end of a stretch, from which the next one goes on
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no checkpoint was made within {timeout} s (step {self.step} of {self.steps})")
+            self._done.wait(POLL_S)
+        if self.error is not None:
+            raise self.error
+        return self._saves[-1]
+
     def request_stop(self) -> None:
         """Asks to stop and returns at once; for buttons."""
         threading.Thread(target=self._control, args=("stop",), name="nbflow-stop", daemon=True).start()
@@ -149,14 +178,25 @@ class Run:
                 self._fail(WorkerLost(message, worker=member.leader))
 
     def _control(self, action: LoopAction) -> None:
+        with self._lock:  # noted first: a stretch that begins right now looks here
+            self._asked.add(action)
+            if action in ("pause", "resume"):
+                self._asked.discard("resume" if action == "pause" else "pause")
+        self._send(action)
+        if self._resting and action != "pause":
+            self._turn.set()
+
+    def _send(self, action: LoopAction) -> None:
         transports = self._session.transports
-        for member in self._members:
-            if member.leader not in transports:
+        with self._lock:
+            loops = [(self._members[index].leader, loop.id) for index, loop in self._loops.values()]
+        for leader, loop_id in loops:
+            if leader not in transports:
                 continue
             try:
-                transports[member.leader].control_loop(member.loop.id, action)
+                transports[leader].control_loop(loop_id, action)
             except NbflowError as error:
-                log.warning("%s could not be asked to %s: %s", member.leader, action, error)
+                log.warning("%s could not be asked to %s: %s", leader, action, error)
 
     def _interrupt(self) -> None:
         """Cancels the steps in flight on every worker and waits until the loops have ended."""
@@ -177,8 +217,81 @@ class Run:
         tasks = {task for m in self._members for task in m.loop.step}
         for task in sorted(tasks):
             self._removers.append(transports[task].listen(self._on_event))
-        for member in self._members:
-            transports[member.leader].start_loop(member.loop)
+        if self._keeper is not None:
+            threading.Thread(target=self._keep, name="nbflow-checkpoints", daemon=True).start()
+        self._begin_stretch()
+
+    def _begin_stretch(self) -> None:
+        """Starts the loops: to their ends, or where there are checkpoints to the next one."""
+        transports = self._session.transports
+        with self._lock:
+            self._states = {}
+            self._loops = {}
+            for index, member in enumerate(self._members):
+                done = self._progress[index]
+                if done < member.last:
+                    loop = self._next_loop(member, done)
+                    self._loops[loop.id] = (index, loop)
+            self._stretch += 1
+            begun = list(self._loops.values())
+        if not begun:
+            self._end("done", f"it had made its {self.steps} steps before")
+        for index, loop in begun:
+            transports[self._members[index].leader].start_loop(loop)
+        for action in ("cancel", "stop", "pause"):
+            if action in self._asked:
+                self._send(action)
+
+    def _next_loop(self, member: Member, done: int) -> Loop:
+        if self._keeper is None:
+            return member.loop
+        end = self._keeper.stretch_end(done, member.last, member.weight)
+        # A loop's id names its lane and its steps, which workers remember: never used twice.
+        return replace(member.loop, id=f"{member.loop.id}.{self._stretch}", first=done + 1, steps=end - done)
+
+    def _keep(self) -> None:
+        """Saves between the stretches, until the run has ended."""
+        try:
+            while True:
+                self._turn.wait()
+                self._turn.clear()
+                if self.status in ENDED or self._keeper is None:
+                    return
+                self._between(self._keeper)
+        except NbflowError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("a checkpoint could not be made")
+            self._fail(RunError(f"a checkpoint could not be made: {type(error).__name__}: {error}"))
+
+    def _between(self, keeper: Keeper) -> None:
+        with self._lock:
+            states, loops = dict(self._states), dict(self._loops)
+        detail = next((s.detail for s in states.values() if s.detail), "")
+        halted = any(s.status == "stopped" and s.detail for s in states.values())  # not a number: nothing to keep
+        # What an interrupt cancelled may have been half made.
+        if not halted and "cancel" not in self._asked:
+            self._say("running", "saving")
+            self._save(keeper)
+        early = any(
+            s.status == "done" and s.step < loops[k][1].first + loops[k][1].steps - 1 for k, s in states.items()
+        )
+        if halted or ({"stop", "cancel"} & self._asked and self.step < self.steps):
+            self._end("stopped", detail)
+        elif early or self.step >= self.steps:
+            self._end("done", detail)
+        else:
+            with self._lock:
+                self._resting = "pause" in self._asked
+            if self._resting:
+                self._say("paused", "")
+            else:
+                self._begin_stretch()
+
+    def _save(self, keeper: Keeper) -> None:
+        known = bool(self._saves) and self._saved_step == self.step
+        self._saves.append(self._saves[-1] if known else keeper.save(self.step, self._progress))
+        self._saved_step = self.step
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -193,6 +306,9 @@ class Run:
                 self._fail(WorkerLost(event.detail or f"{event.worker} was lost", worker=event.worker))
 
     def _on_metric(self, event: Metric) -> None:
+        first = self._members[0].loop
+        if event.step % first.every and all(event.step != m.last for m in self._members):
+            return  # the end of a stretch, which is nobody's business
         scaled = replace(event, step=event.step * self._members[0].weight)
         with self._lock:
             self.events.append(scaled)
@@ -202,14 +318,19 @@ class Run:
     def _on_state(self, event: RunState) -> None:
         detail = event.detail
         with self._lock:
+            if self.status in ENDED or event.loop not in self._loops:
+                return
             self._states[event.loop] = event
             states = list(self._states.values())
-            if self.status in ENDED:
-                return
+            index = self._loops[event.loop][0]
+            self._progress[index] = max(self._progress[index], event.step)
         if event.status == "failed":
             self._fail(_as_error(detail))
             return
-        if len(states) == len(self._members) and all(s.status in ENDED for s in states):
+        if len(states) == len(self._loops) and all(s.status in ENDED for s in states):
+            if self._keeper is not None:
+                self._turn.set()
+                return
             stopped = any(s.status == "stopped" for s in states)
             self._end("stopped" if stopped else "done", next((s.detail for s in states if s.detail), ""))
         elif event.status not in ENDED:
@@ -234,7 +355,9 @@ class Run:
     def _end(self, status: str, detail: str) -> None:
         self._say(status, detail)
         self._members = [replace(m, plans=()) for m in self._members]  # the workers may free them
+        self._keeper = None
         self._done.set()
+        self._turn.set()
         for remove in self._removers:
             remove()
 
@@ -257,7 +380,9 @@ def run(
     background: bool = False,
     show: bool = True,
     stop_on_nan: bool = False,
-    checkpoint: str | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 200,
+    resume: bool = True,
 ) -> Run:
     """Runs `step` (from `optimizer.minimize`) `steps` times, on the workers.
 
@@ -266,17 +391,26 @@ def run(
     `stop_on_nan`: a metric that is NaN or infinite ends the run. `show`: live curves in a notebook, a progress bar
     elsewhere. Under asynchronous DataParallel `steps` counts the updates of all replicas together.
 
+    `checkpoint`: a folder for checkpoints, of every `checkpoint_every` steps and of the last; the last five of them
+    stay. With `resume` a run goes on from the last one that is there, and makes the steps that are left of `steps`:
+    after synchronous training with the losses that it would have had without the break, bit for bit. Saving is done by
+    this process between two steps, while the workers wait.
+
     Raises GraphError for a step that updates nothing or a metric that is not a scalar, and the run's own error.
     """
-    if checkpoint is not None:
-        raise GraphError("checkpoint=: checkpoints are not supported yet; leave it out")
     if steps < 1 or every < 1:
         raise GraphError(f"steps and every are at least 1, not {steps} and {every}")
     session = current_session()
-    wanted = _metric_tensors(metrics or {})
+    wanted = metric_tensors(metrics or {})
     run_id = uuid.uuid4().hex[:12]
-    members = _plan_loops(session, as_node(step), wanted, run_id, steps, every, stop_on_nan)
-    made = Run(run_id, session, members, list(wanted))
+    keeper, done = None, []
+    if checkpoint is not None:
+        keeper = Keeper(checkpoint, checkpoint_every, session, [as_node(step), *wanted.values()])
+        done = keeper.begin(resume)
+    members = plan_loops(session, as_node(step), wanted, run_id, steps, every, stop_on_nan, done)
+    if keeper is not None:
+        keeper.prepare()
+    made = Run(run_id, session, members, list(wanted), keeper)
     display = open_display(made) if show else None
     if background:
         made._start()
@@ -302,74 +436,3 @@ def _follow(made: Run, display: Display | None) -> None:
     made._watch()
     if display is not None:
         display.finish()
-
-
-def _metric_tensors(metrics: Mapping[str, Any]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, value in metrics.items():
-        leaves, _ = flatten(value)
-        if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
-            raise GraphError(f"metric {name!r} is not a tensor: {value!r}")
-        tensor = leaves[0]
-        if tensor.spec.rank not in (0, None):
-            message = f"metric {name!r} is not a scalar but {tensor.spec}; take its nf.mean"
-            raise GraphError(message, where=tensor.node.where)
-        found[name] = tensor
-    return found
-
-
-def _plan_loops(
-    session: Session,
-    step: Node,
-    metrics: Mapping[str, Tensor],
-    run_id: str,
-    steps: int,
-    every: int,
-    stop_on_nan: bool,
-) -> list[_Member]:
-    """One loop for synchronous training, one a replica for asynchronous."""
-    strategy = strategy_of(step)
-    replicas = 1
-    asynchronous = bool(strategy) and not DataParallel.from_attrs(strategy).sync
-    if asynchronous:
-        available = [i.spec for i in session.cluster.devices()]
-        replicas = max(1, len(DataParallel.from_attrs(strategy).replica_devices(available)))
-    members = []
-    for index in range(min(replicas, steps)):
-        chosen = index if asynchronous else None
-        plain = session.prepare([step], {}, replica=chosen)
-        leaves: list[Leaf] = [step, *metrics.values()]
-        report = session.prepare(leaves, {}, replica=chosen) if metrics else plain
-        members.append(
-            _member(
-                plain,
-                report,
-                list(metrics),
-                Loop(
-                    id=f"{run_id}-{index}",
-                    run=run_id,
-                    step=plain.bundle_ids,
-                    report=report.bundle_ids,
-                    metrics=(),
-                    first=1,
-                    steps=steps // replicas + (index < steps % replicas),
-                    every=max(1, every // replicas),
-                    stop_on_nan=stop_on_nan,
-                    replica=f"replica_{index}" if asynchronous and replicas > 1 else "",
-                ),
-                replicas,
-                index,
-            )
-        )
-    session.last = report
-    return members
-
-
-def _member(plain: Prepared, report: Prepared, names: Sequence[str], loop: Loop, replicas: int, index: int) -> _Member:
-    sources = [s for s in report.sources[1:] if s is not None]
-    metrics = tuple(MetricSource(n, s.task, s.name) for n, s in zip(names, sources, strict=True))
-    tasks = [parse_device(d).task_name for d in plain.replicas]
-    leader = tasks[min(index, len(tasks) - 1)] if tasks else next(iter(plain.bundles))
-    if leader not in plain.bundles:
-        leader = next(iter(plain.bundles))
-    return _Member(replace(loop, metrics=metrics), leader, replicas, (plain, report))
