@@ -158,7 +158,7 @@ class Draft:
         for node in before.values():
             self._settle(node)
             rule(node)
-            self._order[node.name] = node
+            self._order.setdefault(node.name, node)
         self.graph.nodes = self._order
         self._sweep()
 
@@ -212,12 +212,26 @@ class Draft:
         self.log.made.append(Form.of(made))
         return made.outputs[0]
 
-    def reorder(self, nodes: Iterable[Node]) -> None:
-        """The same nodes in another order, inputs first."""
-        ordered = NodeMap()
-        for node in nodes:
-            ordered[node.name] = node
-        self.graph.nodes = ordered
+    def wrap(
+        self,
+        node: Node,
+        inputs: Sequence[Tensor],
+        attrs: Mapping[str, Any],
+        then: tuple[str, Mapping[str, Any], str],
+        what: str,
+    ) -> None:
+        """`node` with other inputs and attributes, and after it an op that gives what `node` gave: `then` is its name,
+        attributes and suffix. Callers ask `may_go` first."""
+        (old,) = node.outputs
+        specs = node.definition.infer([t.spec for t in inputs], attrs)
+        self.log.gone.append(Form.of(node))
+        self._note(node, what)
+        node.inputs, node.attrs = tuple(inputs), dict(attrs)
+        node.outputs = (Tensor(node, 0, specs[0]),)
+        self.log.made.append(Form.of(node))
+        self._order[node.name] = node
+        op, more, suffix = then
+        self._moved[old] = self.make(node, op, node.outputs, more, suffix)
 
     def take(self, inner: Draft, name: str) -> None:
         """Takes over what was done in a body of the node `name`, as done to `name/…`."""

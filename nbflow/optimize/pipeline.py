@@ -10,8 +10,11 @@ from nbflow.graph import Graph, Node, Tensor
 from nbflow.optimize.cse import cse
 from nbflow.optimize.draft import Draft, Leaf, Log
 from nbflow.optimize.fold import Evaluate, fold
+from nbflow.optimize.inexact import matmul, power
+from nbflow.optimize.layout import layout
 from nbflow.optimize.report import PassReport, Report, peaks_text
 from nbflow.optimize.simplify import simplify
+from nbflow.optimize.transposes import transposes
 
 Pass = Callable[[Draft], None]
 
@@ -57,6 +60,10 @@ def optimize(graph: Graph, wanted: Sequence[Leaf], passes: Sequence[str], evalua
     table: dict[str, Pass] = {
         "fold": lambda draft: fold(draft, evaluate),
         "simplify": simplify,
+        "power": power,
+        "layout": layout,
+        "transposes": transposes,
+        "matmul": matmul,
         "cse": cse,
     }
     logs = []

@@ -93,7 +93,8 @@ def _never_broadcasts(other: Tensor, x: Tensor) -> bool:
 def _neutral(node: Node) -> Finding | None:
     number, kinds, either, negative_zero = _NEUTRAL[node.op]
     x, y = node.inputs
-    if kind_of(node.outputs[0].dtype) in kinds:
+    # Of mixed dtypes the number is converted first: an integer 0 is then 0.0, which changes -0.
+    if kind_of(node.outputs[0].dtype) in kinds and x.dtype == y.dtype:
         if is_number(filling(y), number, negative_zero=negative_zero):
             return x, f"is {x.name}: {node.op} with {_text(filling(y))} changes nothing"
         if either and is_number(filling(x), number, negative_zero=negative_zero):
