@@ -45,8 +45,8 @@ REASONS: dict[str, str] = {
     **dict.fromkeys((*_JOINS, "deduplicate"), _GRADIENT),
     **dict.fromkeys(
         (
-            "conv_filter_grad", "resize_grad", "max_pool_grad", "max_pool_pick", "avg_pool_grad", "prod_others",
-            "prod_others_grad",
+            "conv_filter_grad", "resize_grad", "max_pool_grad", "max_pool_pick", "avg_pool_grad", "pad_crop",
+            "prod_others", "prod_others_grad",
         ),
         _GRADIENT,
     ),
@@ -56,12 +56,20 @@ REASONS: dict[str, str] = {
     "variable": "a handle to a variable is no value; save what reads it",
     "read_variable": "its value is read by save and becomes a constant",
     **dict.fromkeys(
+        (
+            "queue", "queue_close", "queue_dequeue", "queue_dequeue_many", "queue_dequeue_up_to", "queue_enqueue",
+            "queue_enqueue_many", "queue_is_closed", "queue_size",
+        ),
+        "an ONNX file holds no queue; make the tensors that come out of it inputs of the model",
+    ),
+    **dict.fromkeys(
         ("iterator", "iterator_next", "iterator_position", "iterator_state", "iterator_restore"),
         "an ONNX file holds no data set; make the tensors of the batch inputs of the model",
     ),
     "argument": "it belongs to the body of an op, and is given by that op",
     "cond": "nbflow has no export rule for bodies yet",
     "loop": "nbflow has no export rule for bodies yet",
+    "bitcast": "ONNX has no operator that looks at the bits of a number (BitCast of opset 26 is in no runtime yet)",
     "nextafter": "ONNX has no operator that looks at the bits of a number",
     "random_permutation": "ONNX has no operator that draws integers",
     "random_integers": "ONNX has no operator that draws integers",
