@@ -8,7 +8,7 @@ state, and a file has none.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
 
+from nbflow.body import ARGUMENT, bodies_of
 from nbflow.current import current_session
 from nbflow.errors import DTypeError, GraphError, ShapeError
-from nbflow.graph import Graph, Node, Tensor, ancestors, topological
+from nbflow.graph import Graph, Node, Tensor, ancestors
 from nbflow.onnx.exporting import REASONS, RULES, UPDATES
-from nbflow.onnx.exporting.writer import Array, Site, Writer, Written
+from nbflow.onnx.exporting.writer import Array, Inner, Key, Writer, Written, all_nodes, key_of, needed
 from nbflow.ops._build import as_tensor
 from nbflow.session import Session
 from nbflow.spec import as_dtype, format_shape, kind_of, shape_accepts
@@ -39,8 +40,6 @@ LARGEST_FILE_BYTES = (2 << 30) - (64 << 20)
 _LARGE_BYTES = 1024
 # None where a long double is a double, as on Windows.
 _LONG = np.dtype(np.longdouble) if np.dtype(np.longdouble).itemsize > 8 else None
-
-Key = tuple[str, int]  # a tensor: its node's name and its index
 
 
 def save(
@@ -102,7 +101,7 @@ class Asked:
         for given, value in feeds.items():
             tensor = _tensor(given, "feeds")
             graph.check_member(tensor.node)
-            made.fixed[_key(tensor)] = _fixed(tensor, value)
+            made.fixed[key_of(tensor)] = _fixed(tensor, value)
         return made
 
     @property
@@ -130,10 +129,6 @@ def _named(values: Named, what: str) -> dict[str, Tensor]:
     return found
 
 
-def _key(tensor: Tensor) -> Key:
-    return tensor.node.name, tensor.index
-
-
 def _fixed(tensor: Tensor, value: Any) -> Array:
     array = np.asarray(value)
     if hasattr(value, "dtype") and array.dtype != tensor.dtype:
@@ -147,29 +142,15 @@ def _fixed(tensor: Tensor, value: Any) -> Array:
 # --- nodes to records ------------------------------------------------------------------------------------------------
 
 
-def _needed(asked: Asked) -> list[Node]:
-    """What computes the outputs from the inputs, topologically sorted."""
-    known = {_key(t) for t in asked.inputs.values()} | asked.fixed.keys()
-    found: dict[str, Node] = {}
-    todo = [t for t in asked.outputs.values() if _key(t) not in known]
-    while todo:
-        node = todo.pop().node
-        if node.name not in found:
-            found[node.name] = node
-            if node.op != "read_variable":
-                todo.extend(t for t in node.inputs if _key(t) not in known)
-    return topological(found[name] for name in sorted(found))
-
-
 def _check(nodes: Sequence[Node]) -> None:
     """Raises GraphError for the first node that has no rule, DTypeError for the first with a dtype beyond ONNX's."""
-    refused = [n for n in nodes if n.op not in RULES and n.op != "read_variable"]
-    # What is done with a variable says more than that there is one.
-    for node in [*(n for n in refused if n.op != "variable"), *refused][:1]:
+    everything = list(_with_bodies(nodes))
+    refused = [n for n in everything if n.op not in RULES and n.op not in ("variable", ARGUMENT)]
+    for node in refused[:1]:
         why = REASONS.get(node.op, "nbflow has no export rule for this op")
         also = f" (nor can {len(refused) - 1} other ops)" if len(refused) > 1 else ""
         raise GraphError(f"{node.op} {node.name!r} cannot be written as ONNX: {why}{also}", where=node.where)
-    for node in nodes:
+    for node in everything:
         if node.op == "read_variable":
             _check_read(node)
         for tensor in node.outputs:
@@ -179,6 +160,13 @@ def _check(nodes: Sequence[Node]) -> None:
                     "use nf.astype before it",
                     where=node.where,
                 )
+
+
+def _with_bodies(nodes: Iterable[Node]) -> Iterator[Node]:
+    for node in nodes:
+        yield node
+        for body in bodies_of(node).values():
+            yield from _with_bodies(needed(body.outputs))
 
 
 def _check_read(node: Node) -> None:
@@ -192,65 +180,65 @@ def _check_read(node: Node) -> None:
 
 
 def _values(nodes: Sequence[Node], graph: Graph, session: Session | None) -> dict[str, Array]:
-    """The values of the variables that are read, by name."""
-    handles = {n.attrs["variable"]: n.inputs[0].node for n in nodes if n.op == "read_variable"}
+    """The values of the variables among `nodes`, by name."""
+    handles = {n.name: n for n in nodes if n.op == "variable"}
     if not handles:
         return {}
     if session is None:
         with graph.as_default():
             session = current_session()
-    found: dict[str, Array] = session.run({v: Variable.from_node(node).to_tensor() for v, node in handles.items()})
+    found: dict[str, Array] = session.run(
+        {name: Variable.from_node(node).to_tensor() for name, node in handles.items()}
+    )
     return found
 
 
 def _write(asked: Asked, opset: int, session: Session | None) -> Writer:
-    nodes = _needed(asked)
+    writer = Writer(opset, RULES, [*asked.inputs, *asked.outputs])
+    names = {key_of(tensor): name for name, tensor in asked.inputs.items()}
+    for key, value in asked.fixed.items():
+        names[key] = writer.constant(value, name=key[0])
+    nodes = needed(asked.outputs.values(), names)
     _check(nodes)
-    writer = Writer(opset, [*asked.inputs, *asked.outputs])
-    names = {_key(tensor): name for name, tensor in asked.inputs.items()}
-    for (node_name, index), value in asked.fixed.items():
-        names[node_name, index] = writer.constant(value, name=node_name)
-    values = _values(nodes, asked.graph, session)
-    variables = {name: writer.constant(value, name=name) for name, value in values.items()}
-    renamed: dict[str, str] = {}
-    for node in nodes:
-        if node.op == "read_variable":
-            names.setdefault((node.name, 0), variables[node.attrs["variable"]])
-            continue
-        before = len(writer.nodes)
-        made = RULES[node.op](Site(writer, node), *[names[_key(t)] for t in node.inputs])
-        new = {name for n in writer.nodes[before:] for name in n.outputs}
-        for tensor, name in zip(node.outputs, [made] if isinstance(made, str) else made, strict=True):
-            names.setdefault(_key(tensor), name)
-            if name in new and name not in renamed:
-                renamed[name] = writer.unique(tensor.name)
-    _name_outputs(asked, writer, names, renamed)
+    for name, value in _values(nodes, asked.graph, session).items():
+        names[name, 0] = writer.constant(value, name=name)
+    writer.translate((n for n in nodes if n.op != "variable"), names)
+    _name_outputs(asked, nodes, writer, names)
     return writer
 
 
-def _name_outputs(asked: Asked, writer: Writer, names: Mapping[Key, str], renamed: dict[str, str]) -> None:
+def _name_outputs(asked: Asked, nodes: Sequence[Node], writer: Writer, names: Mapping[Key, str]) -> None:
     """Values take their tensors' names, outputs those of the model; one value for two outputs is passed on."""
-    done: set[str] = set()
     computed = {name for n in writer.nodes for name in n.outputs}
+    renamed: dict[str, str] = {}
     for name, tensor in asked.outputs.items():
-        value = names[_key(tensor)]
-        if value in computed and value not in done:
+        value = names[key_of(tensor)]
+        if value in computed and value not in renamed:
             renamed[value] = name
-            done.add(value)
         else:
             writer.nodes.append(Written("Identity", writer.unique(f"{name}/Identity"), [value], [name], {}))
-    for node in writer.nodes:
-        node.inputs = [renamed.get(n, n) for n in node.inputs]
-        node.outputs = [renamed.get(n, n) for n in node.outputs]
-    used = {name for n in writer.nodes for name in n.inputs}
+    for tensor in (t for node in nodes for t in node.outputs):
+        value = names.get(key_of(tensor), "")
+        if value in computed and value not in renamed:
+            renamed[value] = writer.unique(tensor.name)
+    used = set()
+    for record in all_nodes(writer.nodes):
+        record.inputs = [renamed.get(n, n) for n in record.inputs]
+        record.outputs = [renamed.get(n, n) for n in record.outputs]
+        used.update(record.inputs)
     writer.constants = {name: value for name, value in writer.constants.items() if name in used}
 
 
 # --- records to a file -----------------------------------------------------------------------------------------------
 
 
-def _attribute(name: str, value: Any) -> AttributeProto:
-    if isinstance(value, np.dtype):
+def _attribute(name: str, value: Any, opset: int) -> AttributeProto:
+    if isinstance(value, Inner):
+        inputs, outputs = (
+            [_value_info(n, spec.dtype, spec.shape) for n, spec in end] for end in (value.inputs, value.outputs)
+        )
+        value = helper.make_graph([_node(record, opset) for record in value.nodes], name, inputs, outputs)
+    elif isinstance(value, np.dtype):
         value = helper.np_dtype_to_tensor_dtype(value)
     elif isinstance(value, np.ndarray):
         value = numpy_helper.from_array(value)
@@ -267,7 +255,7 @@ def _node(record: Written, opset: int) -> onnx.NodeProto:
             f"{record.name!r} needs ONNX's operator {record.op}, which opset {opset} lacks; save with opset={newer}"
         ) from None
     made = helper.make_node(record.op, record.inputs, record.outputs, name=record.name)
-    made.attribute.extend(_attribute(name, value) for name, value in record.attrs.items())
+    made.attribute.extend(_attribute(name, value, opset) for name, value in record.attrs.items())
     return made
 
 

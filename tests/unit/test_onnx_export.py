@@ -244,6 +244,65 @@ def test_random_numbers_have_their_distribution(tmp_path: Path) -> None:
     assert set(np.round(np.unique(dropout), 4)) == {0, np.float32(1.3333)}
 
 
+# --- branches and loops ----------------------------------------------------------------------------------------------
+
+
+def same_as_onnxruntime(path: Path, inputs: dict[str, Tensor], outputs: dict[str, Tensor], **feeds: Array) -> None:
+    save(path, inputs, outputs)
+    wanted = nf.run(list(outputs.values()), {inputs[name]: value for name, value in feeds.items()})
+    for found, right in zip(run(path, **feeds), wanted, strict=True):
+        assert found.dtype == right.dtype
+        assert found.shape == right.shape
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+def test_branches(tmp_path: Path) -> None:
+    x, up = nf.placeholder("float32", (None, 2), name="x"), nf.placeholder("bool", (), name="up")
+    w = nf.Variable(np.float32([2, 3]), name="w")
+    y, z = nf.cond(up, lambda: (x * w, x), lambda: (nf.cond(nf.sum(x) > 0, lambda: x, lambda: -x), x[:1]))
+    for flag in (True, False):
+        for sign in (1, -1):
+            feeds = {"x": sign * np.abs(numbers(3, 2)), "up": np.array(flag)}
+            same_as_onnxruntime(tmp_path / "m.onnx", {"x": x, "up": up}, {"y": y, "z": z, "again": y + 1.0}, **feeds)
+
+
+def test_while_loops(tmp_path: Path) -> None:
+    x, bound = nf.placeholder("float32", (2,), name="x"), nf.placeholder("float32", (), name="bound")
+    w = nf.Variable(np.float32([1.5, 2]), name="w")
+    doubled, steps = nf.while_loop(
+        lambda v, n: nf.max(v) < bound, lambda v, n: (v * w.read(), n + 1), (nf.abs(x), np.int64(0))
+    )
+    limited = nf.while_loop(lambda v: nf.max(v) < bound, lambda v: v + x * x, x, maximum_iterations=3)
+    grown = nf.while_loop(lambda v: nf.shape_of(v)[0] < 9, lambda v: nf.concat([v, v]), x, shape_invariants=(None,))
+    outputs = {"doubled": doubled, "steps": steps, "limited": limited, "grown": grown}
+    for value in (0.1, 10.0, 1000.0):
+        same_as_onnxruntime(
+            tmp_path / "m.onnx", {"x": x, "bound": bound}, outputs, x=numbers(2), bound=np.array(value, "float32")
+        )
+
+
+def test_scans_and_maps(tmp_path: Path) -> None:
+    x, start = nf.placeholder("float32", (None, 2), name="x"), nf.placeholder("float32", (2,), name="start")
+    w = nf.Variable(np.float32([[1, 0.5], [0, 1]]), name="w")
+    outputs = {}
+    for name, options in (("plain", {}), ("reverse", {"reverse": True}), ("short", {"length": 2, "reverse": True})):
+        last, seen = nf.scan(lambda c, r: (nf.tanh(c @ w + r), (c, r * 2.0)), start, x, **options)
+        outputs |= {f"{name} last": last, f"{name} carry": seen[0], f"{name} row": seen[1]}
+    outputs["powers"] = nf.scan(lambda c, r: (c * 2.0, c), start, length=4)[1]
+    outputs["mapped"] = nf.map(lambda r: nf.scan(lambda c, v: (c + v, c), nf.sum(r), r)[1], x)
+    for rows in (3, 5):
+        same_as_onnxruntime(
+            tmp_path / "m.onnx", {"x": x, "start": start}, outputs, x=numbers(rows, 2), start=numbers(2, seed=1)
+        )
+
+
+def test_a_loop_that_changes_state_is_refused(tmp_path: Path) -> None:
+    v = nf.Variable(np.float32(1), name="v")
+    total = nf.while_loop(lambda n: n < 3, lambda n: n + nf.astype(v.assign_add(np.float32(1)), "int64"), np.int64(0))
+    with pytest.raises(GraphError, match=r"assign_add .*keeps no state"):
+        save(tmp_path / "m.onnx", [], {"total": total})
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,6 @@ REASONS: dict[str, str] = {
     **dict.fromkeys(("solve", "inv", "pinv", "cholesky", "qr", "eigh", "svd", "slogdet"), _FACTORS),
     "placeholder": "it is fed, but is none of the inputs; add it to them, or give its value in feeds=",
     "variable": "a handle to a variable is no value; save what reads it",
-    "read_variable": "its value is read by save and becomes a constant",
     **dict.fromkeys(
         (
             "queue", "queue_close", "queue_dequeue", "queue_dequeue_many", "queue_dequeue_up_to", "queue_enqueue",
@@ -67,8 +66,6 @@ REASONS: dict[str, str] = {
         "an ONNX file holds no data set; make the tensors of the batch inputs of the model",
     ),
     "argument": "it belongs to the body of an op, and is given by that op",
-    "cond": "nbflow has no export rule for bodies yet",
-    "loop": "nbflow has no export rule for bodies yet",
     "bitcast": "ONNX has no operator that looks at the bits of a number (BitCast of opset 26 is in no runtime yet)",
     "nextafter": "ONNX has no operator that looks at the bits of a number",
     "random_permutation": "ONNX has no operator that draws integers",
@@ -77,6 +74,15 @@ REASONS: dict[str, str] = {
     "send": "it is no op of a graph, but of its parts",
     "recv": "it is no op of a graph, but of its parts",
 }  # fmt: skip
+
+
+# --- variables -------------------------------------------------------------------------------------------------------
+
+
+@RULES.writes("read_variable")
+def _read(s: Site, handle: str) -> str:
+    """A handle goes by the name of the constant that has the variable's value."""
+    return handle
 
 
 # --- random numbers --------------------------------------------------------------------------------------------------

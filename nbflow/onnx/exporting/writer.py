@@ -1,4 +1,4 @@
-"""What export rules write with: ONNX nodes and constants as plain records. Nothing here imports `onnx`.
+"""What export rules write with: ONNX nodes, constants and inner graphs as plain records. Nothing imports `onnx` here.
 
 A rule translates one node: `rule(site, *names)` takes the ONNX names of the node's inputs, adds ONNX nodes through the
 `Site`, and returns the names of its outputs. `Rules` is a table of them by nbflow op, as backends are tables.
@@ -6,18 +6,20 @@ A rule translates one node: `rule(site, *names)` takes the ONNX names of the nod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
 from nbflow.errors import GraphError
-from nbflow.graph import Node
+from nbflow.graph import Node, Tensor, topological
 from nbflow.spec import TensorSpec, kind_of
 
 Array = np.ndarray[Any, Any]
 Rule = Callable[..., "str | Sequence[str]"]
+Key = tuple[str, int]
 # A dimension while writing: known, or the name of an int64 vector of length 1.
 Size = int | str
 
@@ -44,7 +46,7 @@ class Rules(dict[str, Rule]):
 
 @dataclass(slots=True)
 class Written:
-    """One ONNX node. `opset`: the operator is looked up in that of the default domain."""
+    """One ONNX node. Inner graphs are attributes."""
 
     op: str
     name: str
@@ -53,11 +55,47 @@ class Written:
     attrs: dict[str, Any]
 
 
-class Writer:
-    """The nodes and constants written so far. Names are unique; `reserved` ones are the model's inputs and outputs."""
+@dataclass(slots=True)
+class Inner:
+    """The graph of a branch or of a loop's body. It sees the names around it; its constants are the model's."""
 
-    def __init__(self, opset: int, reserved: Sequence[str] = ()) -> None:
+    inputs: list[tuple[str, TensorSpec]]
+    outputs: list[tuple[str, TensorSpec]]
+    nodes: list[Written]
+
+
+def all_nodes(nodes: Iterable[Written]) -> Iterator[Written]:
+    """`nodes` and those of their inner graphs."""
+    for node in nodes:
+        yield node
+        for value in node.attrs.values():
+            if isinstance(value, Inner):
+                yield from all_nodes(value.nodes)
+
+
+def needed(outputs: Iterable[Tensor], known: Container[Key] = ()) -> list[Node]:
+    """What computes `outputs` from what is known, topologically sorted. Control inputs are not looked at."""
+    found: dict[str, Node] = {}
+    todo = [t for t in outputs if key_of(t) not in known]
+    while todo:
+        node = todo.pop().node
+        if node.name not in found:
+            found[node.name] = node
+            todo.extend(t for t in node.inputs if key_of(t) not in known)
+    return topological(found[name] for name in sorted(found))
+
+
+def key_of(tensor: Tensor) -> Key:
+    """A tensor within its graph: its node's name and its index."""
+    return tensor.node.name, tensor.index
+
+
+class Writer:
+    """The nodes and constants written so far, by `rules`. Names are unique; `reserved` ones are the model's ends."""
+
+    def __init__(self, opset: int, rules: Mapping[str, Rule], reserved: Sequence[str] = ()) -> None:
         self.opset = opset
+        self.rules = rules
         self.nodes: list[Written] = []
         self.constants: dict[str, Array] = {}
         self._taken = set(reserved)
@@ -86,6 +124,22 @@ class Writer:
             made = self._shared[key] = self.unique(name)
         self.constants[made] = array
         return made
+
+    def translate(self, nodes: Iterable[Node], names: dict[Key, str]) -> None:
+        """Writes `nodes`, in order. `names` has those of what they take, and gets those of what they give."""
+        for node in nodes:
+            made = self.rules[node.op](Site(self, node), *[names[key_of(t)] for t in node.inputs])
+            for tensor, name in zip(node.outputs, [made] if isinstance(made, str) else made, strict=True):
+                names.setdefault(key_of(tensor), name)
+
+    @contextmanager
+    def inner(self) -> Iterator[list[Written]]:
+        """What is written inside goes into the list that this yields."""
+        outside, self.nodes = self.nodes, []
+        try:
+            yield self.nodes
+        finally:
+            self.nodes = outside
 
     def add(self, op: str, inputs: Sequence[str], outputs: int, scope: str, attrs: dict[str, Any]) -> list[str]:
         """The names of a new node's outputs."""
