@@ -10,7 +10,7 @@ Reading order, which is the order in which data passes:
     parallel optimize cost placement     which graph really runs, and where
     partition compile plan explain       one flat program a device
     transport wire backends              the door to a worker, bytes, implementations
-    rendezvous step program executor     running a program
+    rendezvous step program executor     running a program; `functions`: those of datasets
     driver loop inprocess                one step over many workers; the training loop
     session current train                `nf.run`, `nf.train.run`
     onnx                                 models from elsewhere, in and out
@@ -40,6 +40,7 @@ from nbflow import (
     train,
 )
 from nbflow import codec as codec  # makes Graph.to_proto work
+from nbflow import functions as functions  # makes the functions of datasets run
 from nbflow.autodiff import gradients, hessian_vector_product, jvp
 from nbflow.current import (
     current_session,

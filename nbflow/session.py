@@ -17,6 +17,7 @@ import numpy as np
 from nbflow import parallel
 from nbflow.backends.available import supports
 from nbflow.backends.host import evaluate
+from nbflow.body import bodies_of
 from nbflow.compile import bundles_by_task, check_plan, compile_part
 from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
@@ -166,6 +167,8 @@ class Session:
             if name in prepared.feed_tasks:
                 feeds.setdefault(prepared.feed_tasks[name], {})[name] = value
         with self._lock:
+            if self._closed:
+                raise GraphError("the session is closed")
             if number is None:
                 number = self._steps
                 self._steps += 1
@@ -341,7 +344,7 @@ class Session:
             expanded.prefer,
             tuple(leaves),
             expanded.replicas,
-            any(n.op in WAITING for n in graph.nodes.values()),
+            _waits(graph),
         )
 
     @property
@@ -562,6 +565,11 @@ def _placed(node: Node, optimized: Optimized, placed: Mapping[str, Placed]) -> P
     if node.name in optimized.graph.nodes.keys():
         return Placed(found.device, f"{fate}; {found.why}" if fate else found.why, found.asked)
     return Placed(found.device, fate, str(node.device))
+
+
+def _waits(graph: Graph) -> bool:
+    """Whether something in `graph`, or in a body of it, may wait for another step."""
+    return any(n.op in WAITING or any(_waits(b.graph) for b in bodies_of(n).values()) for n in graph.nodes.values())
 
 
 def _state_key(graph: Graph, name: str, node: str | None = None) -> str:

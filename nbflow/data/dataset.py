@@ -11,11 +11,11 @@ import numpy as np
 
 from nbflow.data.blocks import Array
 from nbflow.data.build import Environment
-from nbflow.data.describe import Tree, chain, check, components, count, fingerprint, said, walk
+from nbflow.data.describe import Tree, chain, check, components, count, fingerprint, is_batched, said, walk
 from nbflow.data.iterator import DataIterator
 from nbflow.data.program import MapFunction, tensors_of, traced
 from nbflow.data.stages import FOREVER
-from nbflow.errors import DataError, EndOfData
+from nbflow.errors import DataError, EndOfData, NbflowError
 from nbflow.graph import Tensor, get_graph
 from nbflow.ops._build import build_node
 from nbflow.spec import Shape, TensorSpec, as_shape, format_shape
@@ -168,7 +168,11 @@ class Dataset:
         rows = count(source)
         what = f"{rows} rows" if rows >= 0 else "elements"
         steps = chain(self.tree) + ".map(…)" * len(self.maps)
-        return f"<Dataset of {what}, {said(self._components())}{' ' + steps if steps else ''}>"
+        try:
+            parts = said(self._components())
+        except NbflowError:  # a function that needs the graph around it, or is wrong: `next` says so
+            parts = said(components(self.tree)) + " before map"
+        return f"<Dataset of {what}, {parts}{' ' + steps if steps else ''}>"
 
     # --- ways out -------------------------------------------------------------------------------------------------
 
@@ -181,7 +185,6 @@ class Dataset:
         check(self.tree)
         parts = components(self.tree)
         graph = get_graph()
-        batched = any(stage[0] in ("batch", "padded_batch") for stage in walk(self.tree))
         handle = build_node("iterator", (), {"shared": ""}, name=f"{name}/iterator" if name else None, graph=graph)
         node = build_node(
             "iterator_next",
@@ -190,7 +193,7 @@ class Dataset:
                 "tree": self.tree,
                 "dtypes": tuple(spec.dtype for _, spec in parts),
                 # The rows of a batch stay unknown: the last one may be short, and each replica gets its part of it.
-                "shapes": tuple(_open(spec.shape) if batched else spec.shape for _, spec in parts),
+                "shapes": tuple(_open(spec.shape) if is_batched(self.tree) else spec.shape for _, spec in parts),
                 "fingerprint": fingerprint(self.tree),
                 "shard": (0, 1),
                 "deal": (0, 1),

@@ -58,6 +58,17 @@ def walk(tree: Tree) -> Iterator[Tree]:
         yield from walk(child)
 
 
+def is_batched(tree: Tree) -> bool:
+    """Whether the first axis of an element counts rows, which may be split: as `batch` says, or as the source does."""
+
+    def depth(stage: Tree) -> int:
+        below = [depth(child) for child in children(stage)]
+        change = {"batch": 1, "padded_batch": 1, "unbatch": -1}.get(stage[0], 0)
+        return min(below, default=0) + change
+
+    return depth(tree) > 0 or all(spec.shape is None or spec.shape[:1] == (None,) for _, spec in components(tree))
+
+
 def prefetched(tree: Tree) -> int:
     """How many elements to keep ready: what `prefetch` asks for at most, wherever it stands."""
     return max((int(t[2]) for t in walk(tree) if t[0] == "prefetch"), default=0)

@@ -17,7 +17,7 @@ import numpy as np
 from nbflow.data import blocks
 from nbflow.data.blocks import Columns, part_of
 from nbflow.data.build import Environment, build, works_long
-from nbflow.data.describe import Tree, components, prefetched
+from nbflow.data.describe import Tree, components, is_batched, prefetched
 from nbflow.data.stages import State
 from nbflow.errors import DataError, EndOfData
 
@@ -67,6 +67,7 @@ class DataIterator:
         self._shard, self._deal = shard, deal
         self._fingerprint = fingerprint
         self._names = [name for name, _ in components(tree)]
+        self._batched = is_batched(tree)
         self._stage = build(tree, self._environment)
         self._stage.restart(())
         self.position = 0
@@ -175,7 +176,7 @@ class DataIterator:
         if self._shard[1] == 1:
             return raw, 1.0
         arrays = blocks.element(raw, 0)
-        if any(a.ndim == 0 or len(a) != len(arrays[0]) for a in arrays):
+        if not self._batched or any(len(a) != len(arrays[0]) for a in arrays):
             raise DataError(
                 f"the components {', '.join(self._names)} have no common number of rows to be split over "
                 f"{self._shard[1]} replicas; put .batch(n) into the dataset"

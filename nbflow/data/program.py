@@ -20,7 +20,7 @@ MapFunction = Callable[[dict[str, Tensor]], Mapping[str, Any]]
 # (the graph's bytes, names of the inputs, names of the outputs): what a stage's description holds
 Program = tuple[Array, tuple[str, ...], tuple[str, ...]]
 
-# Filled by a backend: how a program becomes a function. (program, name and seed for random ops) -> function
+# Filled by `nbflow.functions`: how a program becomes a function. (program, name and seed for random ops) -> function
 BIND: dict[str, Callable[[Program, str, int], Function]] = {}
 
 
@@ -77,6 +77,6 @@ def _said(made: Any) -> str:
 def bind(program: Sequence[Any], name: str, seed: int) -> Function:
     """The function that `program` describes. Raises DataError where no backend is loaded."""
     if not BIND:
-        raise DataError("no backend is loaded that could run the functions of a dataset; import nbflow")
+        raise DataError("nothing is loaded that runs the functions of a dataset; import nbflow")
     (made,) = BIND.values()
     return made((program[0], tuple(program[1]), tuple(program[2])), name, seed)

@@ -194,6 +194,28 @@ def test_a_last_map_may_use_the_graph() -> None:
             elements(rows.map(lambda b: {"y": b["x"] * nf.Variable(1.0)}, parallel=1))
 
 
+def test_functions_may_branch_and_loop() -> None:
+    def collatz(e: dict[str, Any]) -> dict[str, Any]:
+        def step(n: Any, count: Any) -> Any:
+            return nf.cond(n % 2 == 0, lambda: n // 2, lambda: 3 * n + 1), count + 1
+
+        return {"steps": nf.while_loop(lambda n, count: n > 1, step, (e["x"], nf.constant(0)))[1]}
+
+    assert [e["steps"] for e in elements(numbers(8, 1).map(collatz, parallel=2))] == [0, 1, 7, 2, 5, 8, 16, 3]
+
+
+def test_a_dataset_shows_itself() -> None:
+    dataset = data.from_arrays({"x": np.zeros((6, 2))}).shuffle(4, seed=1).batch(3)
+    assert repr(dataset) == "<Dataset of 6 rows, x: float64(?, 2) .shuffle(4, 1).batch(3, False)>"
+    with Graph().as_default():
+        w = nf.Variable(1.0, name="w", dtype="float64")
+        mapped = dataset.map(lambda b: {"y": b["x"] * w})
+        assert repr(mapped) == (
+            "<Dataset of 6 rows, x: float64(?, 2) before map .shuffle(4, 1).batch(3, False).map(…)>"
+        )
+    assert "elements, x: int64(?,), n: int64() .filter()>" in repr(ragged().filter(lambda e: e["n"] > 0))
+
+
 def test_errors_in_a_function_name_it() -> None:
     with Graph().as_default() as graph, Session(graph=graph) as session:
         batch = numbers(3).map(lambda e: {"y": nf.reshape(nf.ones((4,)), (-1, e["x"] * 0 + 3))}).batch(2)
@@ -385,6 +407,8 @@ def test_closing_ends_long_work() -> None:
 def test_an_element_is_split_among_replicas_only_where_it_has_rows() -> None:
     with pytest.raises(DataError, match=r"no common number of rows .* put \.batch"):
         DataIterator(numbers(4).tree, shard=(0, 2)).next()
+    with pytest.raises(DataError, match="no common number of rows"):  # four columns are not four rows
+        DataIterator(data.from_arrays(np.zeros((3, 4))).tree, shard=(0, 2)).next()
     assert drain(DataIterator(numbers(4).batch(4).tree, shard=(1, 2))) == [[[2, 3], 0.5]]
 
 

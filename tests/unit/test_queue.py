@@ -273,6 +273,15 @@ def test_within_one_step(session: Session) -> None:
     assert float(session.run(out * 3)) == 6
 
 
+def test_a_body_that_waits_does_not_stand_in_the_way(session: Session) -> None:
+    q = nf.queue(2, ("float32", ()))
+    get = nf.while_loop(lambda n, s: n < 3, lambda n, s: (n + 1, s + q.dequeue()), (nf.constant(0), nf.constant(0.0)))
+    consumer = beside(lambda: float(session.run(get)[1]))
+    for value in (1.0, 2.0, 4.0):
+        session.run(q.enqueue(value))
+    assert consumer.result(PATIENCE_S) == 7
+
+
 def test_a_queue_stays_where_it_is() -> None:
     """Plans made one after the other agree on the device, whatever else is in them."""
     cluster = InProcessCluster(2, 1)

@@ -20,7 +20,6 @@ from nbflow.backends.numpy import (
     dynamic,
     elementwise,
     fourier,
-    functions,
     gathering,
     half,
     indexing,
@@ -45,7 +44,6 @@ from nbflow.backends.numpy import (
     state,
     updates,
 )
-from nbflow.data.program import BIND
 from nbflow.errors import GraphError
 
 FAMILIES = (
@@ -92,7 +90,6 @@ def merge(tables: Sequence[Table]) -> Mapping[str, Implementation]:
 
 
 TABLE: Mapping[str, Implementation] = MappingProxyType(half.with_single(merge([family.TABLE for family in FAMILIES])))
-BIND["numpy"] = functions.binder(TABLE)
 
 
 class NumpyBackend:
