@@ -57,7 +57,8 @@ class Prepared(BackendRep):
         """The model in a graph of its own, with what it needs to know of `given` fixed."""
         while True:
             graph = Graph()
-            bound = {n: given[n] for n in self.fixed if n in given}
+            # An optional without a value is no tensor to feed.
+            bound = {n: value for n, value in given.items() if n in self.fixed or value is None}
             try:
                 return graph, load(self.model, name="model", inputs=bound, graph=graph)
             except NeedsValue as error:

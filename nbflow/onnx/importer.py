@@ -51,13 +51,14 @@ Trainable = bool | Callable[[str], bool]
 class Model:
     """An imported model: its tensors by the names that the file gives them.
 
-    `inputs` are placeholders, or what was bound to them; `outputs` are tensors to fetch, or to build on. `variables`
-    holds the weights when they are trainable. `scope` is the name scope of all its nodes.
+    `inputs` are placeholders, or what was bound to them; `outputs` are tensors to fetch, or to build on (a tuple of
+    them for a sequence, None for an optional without a value). `variables` holds the weights when they are trainable.
+    `scope` is the name scope of all its nodes.
     """
 
     scope: str
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
     variables: dict[str, Variable] = field(default_factory=dict)
 
 
@@ -165,7 +166,7 @@ class _Import:
                 env[weight.name] = self.initializer(weight, numpy_helper.to_array(weight))
         for sparse in proto.sparse_initializer:
             env[sparse.values.name] = self.initializer(sparse.values, _dense(sparse))
-        inputs: dict[str, Tensor] = {}
+        inputs: dict[str, Value] = {}
         for info in proto.input:
             if info.name in self.bound:
                 env[info.name] = inputs[info.name] = _bound(self.bound[info.name], info)

@@ -4,6 +4,7 @@ package makes in the process."""
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -29,10 +30,11 @@ KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 class SuiteCase:
     """One case: a model and data sets, each inputs and the outputs to expect."""
 
-    kind: str  # "files" kinds: node, simple, …; "in-process" for those of the installed package
+    kind: str  # node, simple, …: files of the wheel; in-process, light: those of the installed package
     name: str
     folder: Path | None = None
     made: Any = None  # a TestCase of onnx
+    light: Path | None = None  # a model without weights
     rtol: float = 1e-3
     atol: float = 1e-7
 
@@ -41,23 +43,41 @@ class SuiteCase:
         return f"{self.kind}/{self.name}"
 
     def model(self) -> ModelProto:
-        if self.folder is None:
+        if self.made is not None:
             found: ModelProto = self.made.model
             return found
-        return onnx.load(self.folder / "model.onnx")
+        return onnx.load(self.light or self._in("model.onnx"))
 
     def data(self, model: ModelProto) -> Iterator[tuple[list[Any], list[Any]]]:
-        if self.folder is None:
+        if self.light is not None:
+            yield _light_data(self.light, model)
+            return
+        if self.made is not None:
             for inputs, outputs in self.made.data_sets:
                 yield [_plain(i) for i in inputs], [_plain(o) for o in outputs]
             return
-        for folder in sorted(self.folder.glob("test_data_set_*")):
+        for folder in sorted(self._in().glob("test_data_set_*")):
             weights = {t.name for t in model.graph.initializer}
             inputs = [i for i in model.graph.input if i.name not in weights]
             yield (
                 _values(folder, "input", [i.type for i in inputs]),
                 _values(folder, "output", [o.type for o in model.graph.output]),
             )
+
+    def _in(self, *parts: str) -> Path:
+        assert self.folder is not None, self.id
+        return self.folder.joinpath(*parts)
+
+
+def _light_data(path: Path, model: ModelProto) -> tuple[list[Any], list[Any]]:
+    """The input that ONNX's runner makes for such a model, and the output that is stored beside it."""
+    weights = {t.name for t in model.graph.initializer}
+    (given,) = [i for i in model.graph.input if i.name not in weights]
+    shape = [d.dim_value or 1 for d in given.type.tensor_type.shape.dim]
+    count = int(np.prod(shape))
+    value = (np.arange(count).reshape(shape) / count).astype(np.float32)
+    expected = path.with_name(f"{path.stem}_output_0.pb").read_bytes()
+    return [value], [numpy_helper.to_array(TensorProto.FromString(expected))]
 
 
 def _plain(value: Any) -> Any:
@@ -119,3 +139,21 @@ def in_process_cases() -> tuple[SuiteCase, ...]:
         SuiteCase("in-process", case.name, made=case, rtol=case.rtol, atol=case.atol)
         for case in sorted(found, key=lambda c: c.name)
     )
+
+
+def light_cases() -> list[SuiteCase]:
+    """The models without weights that the installed package brings: their weights are made by nodes."""
+    data = Path(onnx.__file__).parent / "backend" / "test" / "data"
+    found = []
+    for folder in sorted((data / "real").iterdir()):
+        about = json.loads((folder / "data.json").read_text())
+        light = data / "light" / Path(about["url"]).name
+        if light.exists():
+            found.append(SuiteCase("light", folder.name, light=light, rtol=about["rtol"], atol=about["atol"]))
+    return found
+
+
+def every_case() -> list[SuiteCase]:
+    """All of them; those of the wheel where it was fetched."""
+    files = file_cases() if FILES.exists() else []
+    return [*files, *light_cases(), *in_process_cases()]

@@ -1,18 +1,26 @@
-"""Runs cases of the official suite and says what came out."""
+"""Runs cases of the official suite, says what came out, and holds it against the table of exclusions."""
 
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx.backend.test.runner import Runner
 
 from nbflow.errors import NbflowError
 from nbflow.onnx.backend import Prepared
-from tests.onnx_suite.cases import SuiteCase
+from tests.onnx_suite.cases import WHEEL, SuiteCase
+from tests.onnx_suite.exclusions import Exclusion, excluded
+
+Prepare = Callable[[Any], Any]
+
+# What a wrong or missing translation can raise. Anything else is a mistake in the harness, and stops it.
+_FAILURES = (NbflowError, AssertionError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -22,36 +30,36 @@ class Outcome:
     case: SuiteCase
     opset: str
     error: str
+    exclusion: Exclusion | None
 
     @property
     def passed(self) -> bool:
         return not self.error
 
+    @property
+    def wrong(self) -> str:
+        """What contradicts the table of exclusions; empty when nothing does."""
+        if self.passed and self.exclusion is not None:
+            return f"{self.case.id} passes: take it out of the exclusions ({self.exclusion.reason})"
+        if not self.passed and self.exclusion is None:
+            return f"{self.case.id}: {self.error}"
+        return ""
 
-def run_case(case: SuiteCase, prepare: Callable[[Any], Any] = Prepared, detail: bool = False) -> Outcome:
+
+def run_case(case: SuiteCase, prepare: Prepare = Prepared, detail: bool = False) -> Outcome:
     """Runs one case against the outputs it expects, with the tolerance and the comparison of ONNX's own runner."""
     model = case.model()
-    opset = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)
+    opset = next((f"{o.version}" for o in model.opset_import if o.domain in ("", "ai.onnx")), "other domains")
+    error = ""
     try:
         ready = prepare(model)
         for inputs, expected in case.data(model):
             with np.errstate(all="ignore"):
-                outputs = ready.run([np.asarray(i) if isinstance(i, np.generic) else i for i in inputs])
-                compare(outputs, expected, case)
-    except (
-        NbflowError,
-        AssertionError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:
-        notes = "".join(f" ({n})" for n in getattr(error, "__notes__", ()))
-        text = traceback.format_exc() if detail else f"{type(error).__name__}: {error}{notes}"
-        return Outcome(case, opset, text)
-    return Outcome(case, opset, "")
+                compare(ready.run(inputs), expected, case)
+    except _FAILURES as failure:
+        notes = "".join(f" ({n})" for n in getattr(failure, "__notes__", ()))
+        error = traceback.format_exc() if detail else f"{type(failure).__name__}: {failure}{notes}"
+    return Outcome(case, opset, error, excluded(case))
 
 
 def compare(outputs: Sequence[Any], expected: Sequence[Any], case: SuiteCase) -> None:
@@ -59,5 +67,23 @@ def compare(outputs: Sequence[Any], expected: Sequence[Any], case: SuiteCase) ->
     Runner.assert_similar_outputs(expected, outputs, rtol=case.rtol, atol=case.atol)
 
 
-def run_all(cases: Iterable[SuiteCase], prepare: Callable[[Any], Any] = Prepared) -> list[Outcome]:
+def run_all(cases: Iterable[SuiteCase], prepare: Prepare = Prepared) -> list[Outcome]:
     return [run_case(case, prepare) for case in cases]
+
+
+def counts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What docs/onnx-suite.json holds: passed and total by kind and by opset, and what is excluded why."""
+    reasons = Counter((o.exclusion.kind, o.exclusion.reason) for o in outcomes if o.exclusion is not None)
+    return {
+        "onnx": onnx.__version__,
+        "files of onnx": WHEEL,
+        "kinds": _by(outcomes, lambda o: o.case.kind),
+        "opsets": _by(outcomes, lambda o: o.opset),
+        "excluded": [{"kind": k, "reason": r, "cases": n} for (k, r), n in sorted(reasons.items())],
+    }
+
+
+def _by(outcomes: Sequence[Outcome], key: Callable[[Outcome], str]) -> dict[str, dict[str, int]]:
+    total, passed = Counter(map(key, outcomes)), Counter(key(o) for o in outcomes if o.passed)
+    order = sorted(total, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    return {name: {"passed": passed[name], "total": total[name]} for name in order}

@@ -28,6 +28,8 @@ def _if(c: Call) -> Any:
     if known is not None:
         return c.builder.graph(c.attrs["then_branch" if known.item() else "else_branch"], [])
     branches = [c.attrs[name] for name in ("then_branch", "else_branch")]
+    if any(o.type.WhichOneof("value") != "tensor_type" for o in branches[0].output):
+        return c.builder.graph(branches[0 if c.known(0).item() else 1], [])
     first, second = (lambda b=b: tuple(_tensors(c, c.builder.graph(b, []))) for b in branches)
     return cond(ops.reshape(c[0], ()), first, second)
 
@@ -36,6 +38,8 @@ def _if(c: Call) -> Any:
 def _loop(c: Call) -> Any:
     """Inputs: the most iterations, whether to begin, carried values. The body also gets the iteration's number."""
     body = c.attrs["body"]
+    if not all(isinstance(value, Tensor) for value in c.inputs[2:]):
+        return _unrolled(c)
     first = c.get(1)
     begin = ops.constant(np.True_) if first is None else ops.reshape(first, ())
     start = [ops.constant(np.int64(0)), begin, *[c[n] for n in range(2, len(c))]]
@@ -55,6 +59,24 @@ def _loop(c: Call) -> Any:
     node = build_loop("loop", start, [], step, lambda carried: carried[1], [None] * len(start), limit, static=False)
     count = len(start)
     return [*node.outputs[2:count], *node.outputs[count + 1 :]]
+
+
+def _unrolled(c: Call) -> list[Value]:
+    """A loop that carries sequences, whose lengths must be known: one copy of the body for each iteration."""
+    going = ops.constant(np.True_) if c.get(1) is None else c[1]
+    count = int(c.known(0).item())
+    carried: list[Value] = list(c.inputs[2:])
+    stacked: list[list[Tensor]] = []
+    for number in range(count):
+        holds = c.statics.value(going)
+        if holds is None:
+            raise c.needs(going, "the condition")
+        if not holds.item():
+            break
+        going, *made = c.builder.graph(c.attrs["body"], [ops.constant(np.int64(number)), going, *carried])
+        carried, rows = made[: len(carried)], made[len(carried) :]
+        stacked.append(_tensors(c, rows))
+    return [*carried, *(ops.stack(rows, axis=0) for rows in zip(*stacked, strict=True))]
 
 
 def _declared(info: Any) -> tuple[Any, ...]:
