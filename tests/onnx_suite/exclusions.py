@@ -53,7 +53,11 @@ EXCLUDED = (
     Exclusion(_EITHER + r"nonmaxsuppression_.*", "not done", "NonMaxSuppression"),
     Exclusion(_EITHER + r"tfidfvectorizer_.*", "not done", "TfIdfVectorizer"),
     Exclusion(_EITHER + r"loop16_seq_none", "not done", "a loop that carries an optional sequence"),
-    Exclusion(r"in-process/test_swiglu_float16(_expanded)?", "conflict", "one float16 rounding apart from numpy's"),
+    Exclusion(
+        r"in-process/test_attention_4d_causal_fp16(_expanded)?",
+        "cannot",
+        "the last bit of float16: nbflow adds in float32, what made the expected values does not",
+    ),
 )
 
 
