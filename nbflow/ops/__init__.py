@@ -6,6 +6,7 @@ Importing this package registers every op.
 from __future__ import annotations
 
 from nbflow.operators import TENSOR_METHODS
+from nbflow.ops import boxes as boxes
 from nbflow.ops import control_flow as control_flow
 from nbflow.ops import conv as conv
 from nbflow.ops import data as data
@@ -14,6 +15,7 @@ from nbflow.ops import fourier as fourier
 from nbflow.ops import matrices as matrices
 from nbflow.ops import nn as nn
 from nbflow.ops import norms as norms
+from nbflow.ops import patches as patches
 from nbflow.ops import pooling as pooling
 from nbflow.ops import pooling_more as pooling_more
 from nbflow.ops import products as products

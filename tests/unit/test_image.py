@@ -145,3 +145,44 @@ def test_errors_of_cutting() -> None:
             nf.image.depth_to_space(x, 2)
         with pytest.raises(ShapeError, match="3 channels"):
             nf.image.rgb_to_hsv(np.zeros((2, 2, 4), np.float32))
+
+
+def test_errors_of_boxes_grids_and_patches() -> None:
+    with Graph().as_default():
+        x = nf.placeholder("float32", (None, 4, 5, 3))
+        boxes, ids = np.zeros((2, 4), np.float32), np.zeros(2, np.int64)
+        with pytest.raises(ShapeError, match=r"boxes \(m, 4\) and scores"):
+            nf.image.non_max_suppression(np.zeros((1, 2, 4), "f4"), np.zeros((2, 2), "f4"), 3)
+        with pytest.raises(ShapeError, match=r"not \(2, 5, 4\) and \(2, 1, 6\)"):
+            nf.image.non_max_suppression(np.zeros((2, 5, 4), "f4"), np.zeros((2, 1, 6), "f4"), 3)
+        with pytest.raises(ShapeError, match=r"boxes are \(m, 4\)"):
+            nf.image.roi_align(x, boxes, ids[:1], 2)
+        with pytest.raises(OpError, match="there are 0 to 0"):
+            evaluate(nf.image.roi_align(x, boxes, ids + 1, 2), {x: np.zeros((1, 4, 5, 3), np.float32)})
+        with pytest.raises(GraphError, match="mode 'avg' only"):
+            nf.gradients(nf.image.roi_align(x, boxes, ids, 2, mode="max"), [x])
+        with pytest.raises(ShapeError, match="2 numbers in its last dimension"):
+            nf.image.grid_sample(x, np.zeros((1, 2, 2, 3), "f4"))
+        with pytest.raises(GraphError, match="outside is one of zeros"):
+            nf.image.grid_sample(x, np.zeros((1, 2, 2, 2), "f4"), outside="wrap")
+        with pytest.raises(ShapeError, match="affine_grid takes maps"):
+            nf.image.affine_grid(np.zeros((1, 2, 3), "f4"), (2, 2, 2))
+        with pytest.raises(ShapeError, match="crop_and_resize takes boxes"):
+            nf.image.crop_and_resize(x, boxes[:, :3], ids, (2, 2))
+        with pytest.raises(ShapeError, match="do not divide by its 4 places"):
+            nf.image.fold(np.zeros((1, 3, 4, 6), "f4"), (4, 5), 2)
+        with pytest.raises(ShapeError, match=r"windows \(1, 2, 2, 4\) are not those of images of \(4, 3\)"):
+            nf.image.fold(np.zeros((1, 2, 2, 4), "f4"), (4, 3), 2)
+
+
+def test_boxes_of_no_number_and_half_precision() -> None:
+    with Graph().as_default():
+        x = nf.constant(RNG.normal(size=(1, 4, 4, 2)).astype(np.float16))
+        none = nf.image.roi_align(x, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 3)
+        assert evaluate(none).shape == (0, 3, 3, 2)
+        one = nf.image.roi_align(x, np.array([[0, 0, 4, 4]], np.float32), np.zeros(1, np.int64), 1)
+        assert one.dtype == np.float16
+        whole = evaluate(nf.mean(nf.astype(x, "float32"), axis=(0, 1, 2)))
+        np.testing.assert_allclose(evaluate(one).ravel(), whole, rtol=5e-3, atol=2e-3)
+        kept = nf.image.non_max_suppression(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), 5)
+        assert evaluate(kept).shape == (0,)

@@ -17,6 +17,7 @@ from nbflow.testing import Evaluator, check_gradients
 from tests import (
     cases,
     cases_attention,
+    cases_boxes,
     cases_composed,
     cases_dynamic,
     cases_image,
@@ -34,6 +35,7 @@ ROWS: list[Case] = [
     *cases_composed.OPS,
     *cases_dynamic.OPS,
     *cases_image.OPS,
+    *cases_boxes.OPS,
     *cases_losses.OPS,
     *cases_attention.OPS,
     *cases_layers.OPS,

@@ -14,6 +14,7 @@ import numpy as np
 
 from nbflow.backends.base import Implementation, Table
 from nbflow.backends.numpy import (
+    boxes,
     conv,
     creation,
     data,
@@ -30,6 +31,7 @@ from nbflow.backends.numpy import (
     narrow,
     nn,
     numbers,
+    patches,
     pooling,
     queues,
     ragged,
@@ -59,6 +61,7 @@ FAMILIES = (
     narrow,
     reduction,
     resizing,
+    boxes,
     linalg,
     numbers,
     sets,
@@ -66,6 +69,7 @@ FAMILIES = (
     fourier,
     nn,
     conv,
+    patches,
     pooling,
     random,
     ragged,
