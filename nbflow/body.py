@@ -67,11 +67,15 @@ def leading(node: Node) -> int:
     return len(node.inputs) - len(body.arguments)
 
 
+# What takes the handle of a variable and leaves it as it is.
+_READERS = ("read_variable", "gradient_join", "sparse_join")
+
+
 def writes_state(node: Node, position: int) -> bool:
     """Whether `node` may change the state whose handle is its input number `position`."""
     bodies = bodies_of(node)
     if not bodies:
-        return node.op != "read_variable"
+        return node.op not in _READERS
     argument = position - leading(node)
     return any(
         writes_state(user, index)

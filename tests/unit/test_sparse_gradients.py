@@ -340,3 +340,15 @@ def test_scattered_rows_of_all_replicas_count(graph: Graph) -> None:
     wanted = np.bincount(np.random.default_rng(1).integers(0, 6, 24), minlength=6)
     np.testing.assert_array_equal(counts(1), wanted)
     np.testing.assert_array_equal(counts(2), wanted)
+
+
+def test_joining_is_no_write_so_the_variable_is_not_copied(graph: Graph) -> None:
+    table, w = nf.Variable(TABLE, name="table"), nf.Variable(np.ones(WIDTH), name="w")
+    ids = nf.placeholder("int64", (4,), name="ids")
+    loss = nf.sum(nf.square(nf.take(table, ids, axis=0) * w))
+    step = SGD(0.1).minimize(loss, clip=Clip(global_norm=1.0))
+    with nf.Session() as session:
+        prepared = session.prepare([step], {ids: ids.spec})
+        ops = [i.op for b in prepared.bundles.values() for plan in b.plans for i in plan.instructions]
+    assert {"gradient_join", "sparse_join", "apply_sgd_sparse"} <= set(ops)
+    assert "copy" not in ops

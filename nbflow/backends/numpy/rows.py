@@ -42,9 +42,11 @@ def _grouped(indices: Array, values: Array, length: int) -> tuple[Array, Array, 
 
 
 def _reduced(ufunc: np.ufunc, values: Array, order: Array, starts: Array) -> Array:
+    # np.take copies whole rows, which is ten times as fast as indexing with an array.
+    ordered = np.take(values, order, axis=0)
     if len(starts) == len(order):
-        return values[order]
-    made: Array = ufunc.reduceat(values[order], starts, axis=0, dtype=values.dtype)
+        return ordered
+    made: Array = ufunc.reduceat(ordered, starts, axis=0, dtype=values.dtype)
     return made
 
 
@@ -71,7 +73,7 @@ def _scatter(ctx: Context, cell: Cell, indices: Array, values: Array, variable: 
     with cell.lock:
         kept = current_value(cell, variable)
         order, starts, rows = _grouped(indices, values, kept.shape[0])
-        kept[rows] = ufunc(kept[rows], _reduced(again, values, order, starts))
+        kept[rows] = ufunc(np.take(kept, rows, axis=0), _reduced(again, values, order, starts))
 
 
 def _define_scatter(how: str, ufunc: np.ufunc, again: np.ufunc) -> None:
@@ -119,7 +121,7 @@ def _lazy(dense: Callable[..., tuple[()]]) -> Implementation:
             order, starts, rows = _grouped(indices, values, kept[0].shape[0])
             parts = [Cell() for _ in cells]
             for part, whole in zip(parts, kept, strict=True):
-                part.value = whole[rows]
+                part.value = np.take(whole, rows, axis=0)
             dense(ctx, *parts, *scalars, _reduced(np.add, values, order, starts), variable=variable, **attrs)
             for part, whole in zip(parts, kept, strict=True):
                 whole[rows] = part.value
