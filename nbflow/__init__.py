@@ -63,6 +63,7 @@ from nbflow.ops.composed import e, inf, nan, newaxis, pi
 from nbflow.ops.slices import IndexedSlices
 from nbflow.optimize import set_passes
 from nbflow.recompute import checkpoint
+from nbflow.saved import SavedModel, export, load
 from nbflow.session import Session
 from nbflow.spec import TensorSpec
 from nbflow.variable import Variable, trainable_variables
@@ -75,6 +76,7 @@ __all__ = [
     "IndexedSlices",
     "Node",
     "Queue",
+    "SavedModel",
     "Session",
     "Tensor",
     "TensorSpec",
@@ -91,6 +93,7 @@ __all__ = [
     "e",
     "errors",
     "events",
+    "export",
     "feed",
     "fft",
     "get_cluster",
@@ -103,6 +106,7 @@ __all__ = [
     "jvp",
     "layers",
     "linalg",
+    "load",
     "load_ipython_extension",
     "name_scope",
     "nan",

@@ -237,17 +237,20 @@ def decode_attrs(source: Mapping[str, pb.Attr], get: Get | None = None) -> dict[
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
 
-def graph_to_proto(graph: Graph) -> pb.GraphDef:
-    """The whole graph; values of variables are not in it. Raises StaleError when an op must be made anew first."""
+def graph_to_proto(graph: Graph, put: Put | None = None) -> pb.GraphDef:
+    """The whole graph; values of variables are not in it. Large constants go through `put`, when given.
+
+    Raises StaleError when an op must be made anew first.
+    """
     message = pb.GraphDef(version=GRAPH_VERSION, seed=graph.seed, generations=graph.generations)
     for node in graph.nodes.values():
         if node.stale:
             raise StaleError(f"{node.name!r} is stale: {node.stale}; run {node.cell} again", where=node.where)
-        _encode_node(node, message.nodes.add())
+        _encode_node(node, message.nodes.add(), put)
     return message
 
 
-def _encode_node(node: Node, message: pb.NodeDef) -> None:
+def _encode_node(node: Node, message: pb.NodeDef, put: Put | None = None) -> None:
     message.name = _text(node.name)
     message.op = node.op
     message.inputs.extend(t.name for t in node.inputs)
@@ -259,7 +262,7 @@ def _encode_node(node: Node, message: pb.NodeDef) -> None:
     message.owner_label = node.owner.label
     message.line = node.line
     message.auto_named = node.auto_named
-    encode_attrs(node.attrs, message.attrs)
+    encode_attrs(node.attrs, message.attrs, put)
 
 
 def _encode_body(body: Body, message: pb.BodyDef) -> None:
@@ -279,8 +282,11 @@ def _decode_body(message: pb.BodyDef) -> Body:
     return Body(graph, arguments, tuple(_tensor(graph, name) for name in message.outputs))
 
 
-def graph_from_proto(message: pb.GraphDef | bytes) -> Graph:
-    """A graph from its message or the message's bytes. Raises Rejected for a graph that does not hold together."""
+def graph_from_proto(message: pb.GraphDef | bytes, get: Get | None = None) -> Graph:
+    """A graph from its message or the message's bytes; `get` finds what `put` took.
+
+    Raises Rejected for a graph that does not hold together.
+    """
     if isinstance(message, bytes):
         data, message = message, pb.GraphDef()
         try:
@@ -293,7 +299,7 @@ def graph_from_proto(message: pb.GraphDef | bytes) -> Graph:
     graph.seed = message.seed
     graph.generations.update(message.generations)
     try:
-        _decode_nodes(message.nodes, graph)
+        _decode_nodes(message.nodes, graph, get)
     except Rejected:
         raise
     except NbflowError as error:
@@ -302,12 +308,12 @@ def graph_from_proto(message: pb.GraphDef | bytes) -> Graph:
     return graph
 
 
-def _decode_nodes(messages: Iterable[pb.NodeDef], graph: Graph) -> None:
+def _decode_nodes(messages: Iterable[pb.NodeDef], graph: Graph, get: Get | None = None) -> None:
     items = list(messages)
     for item in items:
         if not item.name or item.name in graph.nodes:
             raise Rejected(f"the graph has two nodes called {item.name!r}, or one without a name")
-        graph.nodes[item.name] = _node_from(graph, item)
+        graph.nodes[item.name] = _node_from(graph, item, get)
     for item in items:
         node = graph.nodes[item.name]
         # Only now: a consumer that outlived its cell's edits can stand before its input.
@@ -317,7 +323,7 @@ def _decode_nodes(messages: Iterable[pb.NodeDef], graph: Graph) -> None:
         _check_outputs(node)
 
 
-def _node_from(graph: Graph, item: pb.NodeDef) -> Node:
+def _node_from(graph: Graph, item: pb.NodeDef, get: Get | None) -> Node:
     ops.get(item.op)
     return Node(
         graph,
@@ -325,7 +331,7 @@ def _node_from(graph: Graph, item: pb.NodeDef) -> Node:
         item.op,
         (),
         (),
-        decode_attrs(item.attrs),
+        decode_attrs(item.attrs, get),
         [decode_spec(s) for s in item.outputs],
         device=parse_device(item.device),
         colocate=tuple(item.colocate),

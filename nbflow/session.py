@@ -449,7 +449,7 @@ class Session:
         if circle:
             raise GraphError(f"the initial value of {circle[0].rsplit(':', 1)[0]!r} depends on itself")
         names = [k.rsplit(":", 1)[0] for k in keys]
-        nodes = [self.graph.node(f"{name}/initialize") for name in names]
+        nodes = [self._initializer(name) for name in names]
         self._initialising += keys
         try:
             plan = self._build(nodes, {}, None)
@@ -459,6 +459,14 @@ class Session:
         finally:
             del self._initialising[-len(keys) :]
         self._initialised.update(keys)
+
+    def _initializer(self, name: str) -> Node:
+        found = self.graph.find(f"{name}/initialize")
+        if found is None:  # what nf.load gives has values, and no way to make them
+            raise GraphError(
+                f"variable {name!r} has no initial value: restore it (nf.load, nf.train.restore) or assign it"
+            )
+        return found
 
     # --- the cluster -----------------------------------------------------------------------------------------------
 

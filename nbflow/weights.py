@@ -228,11 +228,7 @@ class FolderWriter:
     def _clean(self, before: set[str]) -> None:
         mine = {entry["file"] for entry in self._shards}
         old = time.time() - _ORPHAN_S
-        orphans = {
-            path.name
-            for path in self.folder.glob(f"*{SUFFIX}")
-            if path.name.split("-")[0] == self._stem.split("-")[0] and _modified(path) < old
-        }
+        orphans = {path.name for path in self.folder.glob(f"{self._stem.split('-')[0]}-*") if _modified(path) < old}
         for name in (before | orphans) - mine:
             (self.folder / name).unlink(missing_ok=True)
 

@@ -46,6 +46,7 @@ NAMES = re.findall(
     errors.NameInUseError errors.StaleError errors.PlacementError errors.RunError errors.OpError
     errors.Cancelled errors.DeadlineExceeded errors.WorkerError errors.WorkerLost errors.Unauthenticated
     errors.VersionMismatch errors.Rejected errors.CheckpointError errors.DataError
+    export load train.save train.restore train.Run.checkpoint
     """,
 )
 
