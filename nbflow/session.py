@@ -420,16 +420,29 @@ class Session:
 
     def _initialise(self, prepared: Prepared) -> None:
         """Runs the initialisers of variables that have no value yet, those they depend on first."""
-        for node in prepared.graph.nodes.values():
-            if node.op in HOLDERS:
-                # Replicas of an iterator share its place: the first one's home is where it is asked for.
-                key = _state_key(prepared.graph, node.attrs.get("shared") or node.name, node.name)
-                self._homes.setdefault(key, prepared.placement[node.name].device)
+        self._settle(prepared)
         self._mourn(prepared)
         missing = [key for key in prepared.state if key not in self._initialised]
         if missing:
             self._run_initialisers(missing, prepared)
         self._register(prepared)
+
+    def _settle(self, prepared: Prepared) -> None:
+        """Notes where the state of `prepared` lives from now on."""
+        replicas: dict[str, list[DeviceSpec]] = {}
+        for node in prepared.graph.nodes.values():
+            if node.op in HOLDERS:
+                device, shared = prepared.placement[node.name].device, node.attrs.get("shared")
+                key = _state_key(prepared.graph, shared or node.name, node.name)
+                if shared:
+                    replicas.setdefault(key, []).append(device)
+                else:
+                    self._homes.setdefault(key, device)
+        for key, devices in replicas.items():
+            # All replicas of an iterator stand at one place: whoever asks for it must ask where one of them is.
+            if self._homes.get(key) not in devices:
+                self._homes[key] = devices[0]
+                self._cache.clear()
 
     def _mourn(self, prepared: Prepared) -> None:
         """Says once that values are gone. Trained weights must not turn into initial values without a word."""

@@ -207,3 +207,18 @@ def test_another_number_of_workers_goes_on_at_the_same_place(first: int, then: i
     begun, kept = seen(first, None, 4)
     rest, _ = seen(then, kept, 5)
     assert begun + rest == straight
+
+
+def test_the_place_is_asked_for_where_the_replicas_are() -> None:
+    """Also where it was asked for before there were any, on a device that has none."""
+    cluster = InProcessCluster(3, 1)
+    with Graph().as_default() as graph, Session(cluster, graph) as session:
+        batch = nf.data.from_arrays({"x": np.ones((24, 2), np.float32)}).repeat().batch(6).next(name="d")
+        loss = nf.mean(nf.layers.dense(batch["x"], 1, name="w"))
+        step = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel(workers="/job:worker/task:2"))
+        place = nf.data.position(batch["x"])
+        assert int(session.run(place)) == 0
+        for _ in range(3):
+            session.run(step)
+        assert int(session.run(place)) == 3
+    cluster.close()
