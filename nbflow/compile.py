@@ -124,7 +124,7 @@ class _Compiler:
             slot = self.new_slot((item.node.name, 0), spec)
             self.feeds.append(Feed(str(item.node.attrs["index"]), slot, spec))
             self.fixed.add(slot)
-        elif item.bodies or item.kind == "remote":
+        elif item.kind in ("node", "remote") and item.node.definition.specialise is not None:
             self.add_control(item)
         elif item.kind == "node":
             self.add_node(item)

@@ -15,6 +15,7 @@ from nbflow.optimize.layout import layout
 from nbflow.optimize.report import PassReport, Report, peaks_text
 from nbflow.optimize.simplify import simplify
 from nbflow.optimize.transposes import transposes
+from nbflow.optimize.trim import trim
 
 Pass = Callable[[Draft], None]
 
@@ -58,6 +59,7 @@ def optimize(graph: Graph, wanted: Sequence[Leaf], passes: Sequence[str], evalua
     """
     draft = Draft(graph, wanted)
     table: dict[str, Pass] = {
+        "trim": trim,
         "fold": lambda draft: fold(draft, evaluate),
         "simplify": simplify,
         "power": power,

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from nbflow.errors import GraphError
 
 # In the order in which they run. The second part: they change the last bits of results, so they are off by default.
-EXACT = ("fold", "simplify", "layout", "transposes", "cse", "schedule")
+EXACT = ("trim", "fold", "simplify", "layout", "transposes", "cse", "schedule")
 INEXACT = ("power", "matmul")
-ORDER = ("fold", "simplify", "power", "layout", "transposes", "matmul", "cse", "schedule")
+ORDER = ("trim", "fold", "simplify", "power", "layout", "transposes", "matmul", "cse", "schedule")
 
 VARIABLE = "NBFLOW_PASSES"
 

@@ -534,3 +534,44 @@ def test_check_numerics_looks_into_bodies(graph: Graph) -> None:
     y = nf.map(nf.log, x)
     with nf.Session(graph=graph) as session, pytest.raises(OpError, match="map/body/log"):
         session.run(y, {x: X}, check_numerics=True)
+
+
+# --- trimming --------------------------------------------------------------------------------------------------------
+
+
+def test_what_nobody_reads_is_not_computed(graph: Graph) -> None:
+    """The gradient for one captured value does not bring those of the others, nor that of the rows."""
+    w = nf.placeholder("float64", (3, 3), name="w")
+    data = nf.placeholder("float64", (5, 3), name="data")
+    h = nf.placeholder("float64", (3,), name="h")
+    last, _ = nf.scan(lambda c, x: (nf.tanh(w @ c + x), c), h, data)
+    (grad,) = nf.gradients(nf.sum(last), w)
+    feeds = {w: W, data: np.ones((5, 3)), h: V}
+
+    def loops(passes: str) -> tuple[dict[str, int], Any]:
+        with nf.Session(graph=graph, passes=passes) as session:
+            value = session.run(grad, feeds)
+            prepared = session.prepare([grad], {t: TensorSpec(t.shape, t.dtype) for t in feeds})
+        found = {n.name: len(n.outputs) for n in prepared.graph.nodes.values() if n.op == "loop"}
+        return found, value
+
+    whole, wanted = loops("-trim")
+    trimmed, value = loops("")
+    np.testing.assert_array_equal(value, wanted)
+    backward = next(n for n in whole if n.endswith("loop.1"))
+    assert whole[backward] == 4  # the carry's gradient, the sum for w, iterations, the rows' gradient
+    assert trimmed[backward] == 3
+    forward = next(n for n in whole if n != backward)
+    assert trimmed[forward] == whole[forward] - 1  # without the stacked carries
+
+
+def test_a_branch_for_its_effect_alone_runs_elsewhere_too(graph: Graph) -> None:
+    p = nf.placeholder("bool", (), name="p")
+    with nf.device("/job:ps"):
+        w = nf.Variable(1.0, name="w")
+    with nf.device("/job:worker/task:0"):
+        step = nf.cond(p, lambda: nf.group(w.assign_add(1.0)), lambda: None)
+    with nf.Session(InProcessCluster(1, 1), graph) as session:
+        for decision in (True, False, True):
+            session.run(step, {p: decision})
+        assert session.run(w) == 3.0

@@ -36,13 +36,13 @@ def compare(one: list[list[Any]], other: list[list[Any]]) -> None:
 
 
 @given(st.integers(0, 100_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_placement_does_not_change_a_bit(seed: int) -> None:
     compare(results(seed, None, []), results(seed, CLUSTER, DEVICES))
 
 
 @given(st.integers(0, 100_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_plan_computes_what_the_interpreter_does(seed: int) -> None:
     graph = Graph()
     program = random_flow(seed, [], graph, state=False)
