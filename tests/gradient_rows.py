@@ -248,6 +248,17 @@ def shape_rows() -> Iterator[Row]:
                 yield "diff", lambda x, a=axis: nf.diff(x * x, axis=a), (x,)
 
 
+def value_rows() -> Iterator[Row]:
+    """Which values there are, and ranges."""
+    for shape in ((3, 2), (4,), ()):
+        yield "unique", lambda x: nf.unique_values(x) ** 2.0, (reals(shape),)
+        for ascending in (False, True):
+            for axis in (None, *axes_of(len(shape))):
+                more = {"axis": axis, "ascending": ascending}
+                yield "unique_slices", lambda x, m=more: nf.unique_slices(x, **m)[0] ** 2.0, (reals(shape),)
+    yield "range_dynamic", lambda a, s: nf.range_dynamic(a, 5.0, s) ** 2.0, (np.array(0.3), np.array(0.7))
+
+
 KEYS: tuple[tuple[tuple[int, ...], Any], ...] = (
     ((4,), slice(None, None, -2)),
     ((4,), np.array([[0, 3], [-1, 0]])),
@@ -352,6 +363,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "binary": binary_rows,
     "reductions": reduction_rows,
     "shapes": shape_rows,
+    "values": value_rows,
     "indexing": indexing_rows,
     "products": product_rows,
 }

@@ -13,6 +13,8 @@ from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import INT64, ArrayLike, build, convert, int_tuple, require_kind, require_scalar
+from nbflow.ops.creation import ones_like
+from nbflow.ops.reduction import cumulative_sum
 from nbflow.ops.shape import shape_of
 from nbflow.spec import TensorSpec, format_shape, kind_of, normalize_axis
 
@@ -199,11 +201,22 @@ def _range_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorS
     return [TensorSpec((None,), inputs[0].dtype)]
 
 
+def _range_gradient(node: Node, grads: Grads) -> Grads:
+    # Element i is start + i · step. Where it stops decides how many there are, not what they are.
+    (grad,) = grads
+    assert grad is not None  # the only output
+    if kind_of(grad.dtype) != "f":
+        return [None, None, None]
+    places = cumulative_sum(ones_like(grad), axis=0) - 1
+    return [grad.sum(), None, (grad * places).sum()]
+
+
 op.define(
     "range_dynamic",
     infer=_range_infer,
-    gradient=None,
-    doc="start, start + step, … up to, not including, stop. inputs: start, stop, step (scalars of one dtype).",
+    gradient=_range_gradient,
+    doc="start, start + step, … up to, not including, stop, which has no gradient. inputs: start, stop, step (scalars "
+    "of one dtype).",
 )
 
 

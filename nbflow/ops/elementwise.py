@@ -179,7 +179,7 @@ divide = _binary_op(
     "x / y. Integers give float64.",
     flops=4,
 )
-floor_divide = _binary_op("floor_divide", np.floor_divide, None, "x // y, rounded down. No gradient.", flops=8)
+floor_divide = _binary_op("floor_divide", np.floor_divide, None, "x // y, rounded down. No gradient: it is 0.", flops=8)
 remainder = _binary_op(
     "remainder",
     np.remainder,
@@ -334,16 +334,16 @@ erf = _unary_op(
 
 # --- rounding --------------------------------------------------------------------------------------------------------
 
-floor = _unary_op("floor", np.floor, None, "The greatest integer not above x, in x's dtype. No gradient.")
-ceil = _unary_op("ceil", np.ceil, None, "The least integer not below x, in x's dtype. No gradient.")
-trunc = _unary_op("trunc", np.trunc, None, "x rounded towards 0, in x's dtype. No gradient.")
+floor = _unary_op("floor", np.floor, None, "The greatest integer not above x, in x's dtype. No gradient: it is 0.")
+ceil = _unary_op("ceil", np.ceil, None, "The least integer not below x, in x's dtype. No gradient: it is 0.")
+trunc = _unary_op("trunc", np.trunc, None, "x rounded towards 0, in x's dtype. No gradient: it is 0.")
 op.define(
     "round",
     infer=same_infer,
     gradient=None,
     out=True,
     elementwise=True,
-    doc="The nearest integer, halves to even, in x's dtype. No gradient.",
+    doc="The nearest integer, halves to even, in x's dtype. No gradient: it is 0.",
 )
 
 

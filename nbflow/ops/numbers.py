@@ -58,7 +58,7 @@ op.define(
     gradient=None,
     out=True,
     elementwise=True,
-    doc="The next floating point number from x towards y. No gradient.",
+    doc="The next floating point number from x towards y. No gradient: it is a step between numbers, not a function.",
 )
 op.define(
     "signbit",

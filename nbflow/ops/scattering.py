@@ -16,8 +16,9 @@ from nbflow.op import Attrs
 from nbflow.ops import gathering
 from nbflow.ops._build import INT64, ArrayLike, build, build_node, convert, require_kind, same_infer
 from nbflow.ops.creation import arange, zeros_like
+from nbflow.ops.indexing import scatter_add
 from nbflow.ops.manipulation import expand_dims
-from nbflow.ops.shape import shape_of
+from nbflow.ops.shape import reshape, reshape_like, shape_of
 from nbflow.spec import Dim, TensorSpec, format_shape, normalize_axis, shape_accepts
 
 Grads = Sequence[Tensor | None]
@@ -245,12 +246,23 @@ def _unique_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tensor
     return [values, found, TensorSpec((shape[place],), INT64), found]
 
 
+def _unique_gradient(node: Node, grads: Grads) -> Grads:
+    # A slice stands for the first of its like.
+    grad, x, axis = grads[0], node.inputs[0], node.attrs["axis"]
+    if grad is None:
+        return [None]
+    if axis is not None:
+        return [scatter_add(zeros_like(x), node.outputs[1], grad, axis=axis)]
+    return [reshape_like(scatter_add(reshape(zeros_like(x), (-1,)), node.outputs[1], grad), x)]
+
+
 op.define(
     "unique_slices",
     infer=_unique_infer,
-    gradient=None,
+    gradient=_unique_gradient,
     doc="The distinct slices along a dimension: the slices, where each is first, which one each of the input is, and "
-    "how often each comes. attrs: axis (None: elements), ascending (else in the order of their first place).",
+    "how often each comes. The gradient of a slice goes to the first of its like. attrs: axis (None: elements), "
+    "ascending (else in the order of their first place).",
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from nbflow import op
 from nbflow.errors import ShapeError
-from nbflow.graph import Tensor
+from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import (
     BOOL,
@@ -26,10 +26,12 @@ from nbflow.ops._build import (
     promote,
     require_kind,
 )
+from nbflow.ops.creation import zeros_like
 from nbflow.ops.elementwise import astype
-from nbflow.ops.indexing import take
+from nbflow.ops.indexing import scatter_add, take
 from nbflow.ops.reduction import Axis
 from nbflow.ops.reduction import sum as sum_over
+from nbflow.ops.shape import reshape, reshape_like
 from nbflow.spec import TensorSpec, format_shape
 
 
@@ -124,6 +126,9 @@ def isin(x: ArrayLike, test_elements: ArrayLike, /, *, invert: bool = False, nam
 # --- which values there are ------------------------------------------------------------------------------------------
 
 
+Grads = Sequence[Tensor | None]
+
+
 class UniqueAll(NamedTuple):
     """What `nf.unique_all` gives."""
 
@@ -153,13 +158,23 @@ def _unique_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tensor
     return [TensorSpec((None,), dtype), some, TensorSpec(shape, INT64), some]
 
 
+def _unique_gradient(node: Node, grads: Grads) -> Grads:
+    # A value stands for the first element that has it.
+    grad, x = grads[0], node.inputs[0]
+    if grad is None:
+        return [None]
+    flat = reshape(zeros_like(x), (-1,))
+    return [reshape_like(scatter_add(flat, node.outputs[1], grad), x)]
+
+
 op.define(
     "unique",
     infer=_unique_infer,
-    gradient=None,
+    gradient=_unique_gradient,
     cost=_sort_cost,
     doc="The distinct values, ascending; the index of the first of each in the flattened input; for each element the "
-    "index of its value; how often each occurs. Each NaN is a value of its own.",
+    "index of its value; how often each occurs. Each NaN is a value of its own. The gradient of a value goes to the "
+    "first element that has it.",
 )
 
 

@@ -49,6 +49,8 @@ EDGES: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
     "relu at 0": (nf.nn.relu, [[0.0, 1.0]], [[0, 1]]),
     "maximum at a tie": (nf.maximum, [[1.0], [1.0]], [[1], [0]]),
     "max at a tie": (nf.max, [[2.0, 2.0, 1.0]], [[0.5, 0.5, 0]]),
+    "the first of equal values": (nf.unique_values, [[2.0, 1.0, 2.0]], [[1, 1, 0]]),
+    "the first of equal rows": (lambda x: nf.unique_slices(x, axis=0)[0], [[[2.0], [2.0]]], [[[1], [0]]]),
     # Powers.
     "0 ** 2": (lambda x: x**2.0, [[0.0]], [[0]]),
     "0 ** 1": (lambda x: nf.pow(x, nf.ones_like(x)), [[0.0]], [[1]]),

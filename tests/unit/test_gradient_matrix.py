@@ -17,9 +17,11 @@ import pytest
 import nbflow as nf
 from nbflow import op
 from nbflow.graph import Graph
+from nbflow.spec import kind_of
 from nbflow.testing import check_gradients, evaluate
 from tests.gradient_rows import GROUPS, Row, both_signs, reals
 from tests.unit.test_ops_cases import ROWS as CASES
+from tests.unit.test_ops_cases import build
 
 A = np.ndarray[Any, Any]
 
@@ -68,6 +70,30 @@ def test_every_gradient_rule_is_checked() -> None:
     checked = {c.op for c in CASES if c.differentiable} | set(MATRIX)
     assert rules - checked - set(ELSEWHERE) == set(), "gradient rules that nothing checks"
     assert set(ELSEWHERE) - rules == set(), "ops that have no gradient rule any more"
+
+
+# Ops that take and give floating point numbers and have no gradient, and why.
+WITHOUT = {
+    **dict.fromkeys(("floor", "ceil", "trunc", "round", "floor_divide"), "0 off the jumps"),
+    **dict.fromkeys(("count", "random_uniform_like"), "does not depend on the numbers, only on how many there are"),
+    **dict.fromkeys(("assign", "assign_add", "assign_sub"), "changes state; gradients are for what is read"),
+    **dict.fromkeys(("gradient_join", "sparse_join"), "stands behind the backward pass"),
+    "nextafter": "a step between numbers, not a function",
+    "stop_gradient": "that is what it is for",
+}
+
+
+def test_ops_without_a_gradient_have_a_reason() -> None:
+    found = set()
+    for case in CASES:
+        with Graph().as_default() as graph, np.errstate(all="ignore"):
+            build(case, lambda a: a.shape)
+            for node in graph.nodes.values():
+                takes = any(kind_of(t.dtype) in "fc" and not t.spec.resource for t in node.inputs)
+                gives = any(kind_of(t.dtype) in "fc" for t in node.outputs)
+                if node.definition.gradient is None and takes and gives:
+                    found.add(node.op)
+    assert found == set(WITHOUT)
 
 
 # --- a second opinion ------------------------------------------------------------------------------------------------
