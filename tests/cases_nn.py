@@ -320,6 +320,7 @@ row(
     None,
     note="distribution in test_random_ops.py",
 )
+row("random_gamma", lambda: nf.random.gamma((50,), 2.0), [], None, note="distribution in test_random_bits.py")
 row(
     "random_integers",
     lambda: nf.random.randint((4,), -2, 5, "int32"),

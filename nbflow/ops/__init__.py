@@ -11,6 +11,7 @@ from nbflow.ops import control_flow as control_flow
 from nbflow.ops import conv as conv
 from nbflow.ops import data as data
 from nbflow.ops import decompositions as decompositions
+from nbflow.ops import distributions as distributions
 from nbflow.ops import fourier as fourier
 from nbflow.ops import matrices as matrices
 from nbflow.ops import nn as nn

@@ -1,7 +1,7 @@
 """Random tensors. Each op draws from its own stream, keyed by the graph's seed and the op's name, at the step's number.
 
 So the same graph draws the same numbers on one worker or on eight, and a step that runs again draws what it drew. How
-bits become numbers is in `nbflow/backends/numpy/random.py`. None of these ops is differentiable.
+bits become numbers is in `docs/random.md`. None of these ops is differentiable.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ def _permutation_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[T
     return [TensorSpec((attrs["n"],), INT64)]
 
 
-def _draw_cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> op.Cost:
+def draw_cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> op.Cost:
+    """Of one word an element."""
     # Ten Philox rounds of about ten operations for four words, and the conversion to floats.
     return op.Cost(30 * op.size_of(outputs[0]), op.nbytes_of(outputs))
 
 
 def _define(name: str, infer: op.ShapeRule, doc: str) -> None:
-    op.define(name, infer=infer, gradient=None, cost=_draw_cost, stateful=True, doc=doc)
+    op.define(name, infer=infer, gradient=None, cost=draw_cost, stateful=True, doc=doc)
 
 
 _define("random_uniform", _filled_infer, "Uniform in [minval, maxval). attrs: shape, minval, maxval, dtype.")
@@ -59,7 +60,8 @@ _define("random_bernoulli", _filled_infer, "1 (or True) with probability p. attr
 _define("random_permutation", _permutation_infer, "0 to n - 1 in random order. attrs: n.")
 
 
-def _static(shape: Any) -> tuple[int, ...]:
+def static_shape_of(shape: Any) -> tuple[int, ...]:
+    """`shape` as a tuple of ints. Raises ShapeError for unknown dimensions."""
     found = as_shape(shape)
     if found is None or any(d is None for d in found):
         raise ShapeError(
@@ -69,7 +71,8 @@ def _static(shape: Any) -> tuple[int, ...]:
     return tuple(d for d in found if d is not None)
 
 
-def _floating(dtype: DTypeLike) -> np.dtype[Any]:
+def floating(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype. Raises DTypeError unless it is floating."""
     found = as_dtype(dtype)
     if kind_of(found) != "f":
         raise DTypeError(f"this distribution gives floats, not {found}; use nf.random.randint or nf.astype")
@@ -80,7 +83,7 @@ def normal(
     shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: DTypeLike = FLOAT32, *, name: str | None = None
 ) -> Tensor:
     """Normally distributed."""
-    attrs = {"shape": _static(shape), "mean": float(mean), "stddev": float(stddev), "dtype": _floating(dtype)}
+    attrs = {"shape": static_shape_of(shape), "mean": float(mean), "stddev": float(stddev), "dtype": floating(dtype)}
     return build("random_normal", (), attrs, name=name)
 
 
@@ -88,7 +91,7 @@ def truncated_normal(
     shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: DTypeLike = FLOAT32, *, name: str | None = None
 ) -> Tensor:
     """Normally distributed, values beyond two standard deviations drawn again."""
-    attrs = {"shape": _static(shape), "mean": float(mean), "stddev": float(stddev), "dtype": _floating(dtype)}
+    attrs = {"shape": static_shape_of(shape), "mean": float(mean), "stddev": float(stddev), "dtype": floating(dtype)}
     return build("random_truncated_normal", (), attrs, name=name)
 
 
@@ -98,7 +101,12 @@ def uniform(
     """Uniform in [minval, maxval). Raises GraphError for an empty interval."""
     if not minval < maxval:
         raise GraphError(f"the interval from minval={minval} to maxval={maxval} is empty")
-    attrs = {"shape": _static(shape), "minval": float(minval), "maxval": float(maxval), "dtype": _floating(dtype)}
+    attrs = {
+        "shape": static_shape_of(shape),
+        "minval": float(minval),
+        "maxval": float(maxval),
+        "dtype": floating(dtype),
+    }
     return build("random_uniform", (), attrs, name=name)
 
 
@@ -106,7 +114,7 @@ def uniform_like(x: ArrayLike, dtype: DTypeLike = None, *, name: str | None = No
     """Uniform in [0, 1), in the shape that `x` has at run time, and its dtype when that is floating (else float32)."""
     tensor = convert(x)
     default = tensor.dtype if kind_of(tensor.dtype) == "f" else FLOAT32
-    attrs = {"dtype": default if dtype is None else _floating(dtype)}
+    attrs = {"dtype": default if dtype is None else floating(dtype)}
     return build("random_uniform_like", (tensor,), attrs, name=name)
 
 
@@ -120,7 +128,7 @@ def randint(shape: Any, low: int, high: int, dtype: DTypeLike = INT64, *, name: 
     info = np.iinfo(found)
     if low < info.min or high - 1 > min(info.max, np.iinfo(np.int64).max):
         raise DTypeError(f"integers from {low} to {high - 1} do not fit {found}")
-    attrs = {"shape": _static(shape), "low": int(low), "high": int(high), "dtype": found}
+    attrs = {"shape": static_shape_of(shape), "low": int(low), "high": int(high), "dtype": found}
     return build("random_integers", (), attrs, name=name)
 
 
@@ -128,7 +136,7 @@ def bernoulli(shape: Any, p: float = 0.5, dtype: DTypeLike = np.bool_, *, name: 
     """True (1 for other dtypes) with probability `p`. Raises GraphError unless 0 <= p <= 1."""
     if not 0 <= p <= 1:
         raise GraphError(f"a probability lies between 0 and 1, not {p}")
-    attrs = {"shape": _static(shape), "p": float(p), "dtype": as_dtype(dtype)}
+    attrs = {"shape": static_shape_of(shape), "p": float(p), "dtype": as_dtype(dtype)}
     return build("random_bernoulli", (), attrs, name=name)
 
 

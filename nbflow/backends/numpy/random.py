@@ -4,42 +4,43 @@ J. K. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. The
 SHA-256("seed|name of the op"); the 256-bit counter is (block, attempt, step, 0), low word first, so two steps, or two
 attempts of one step, never share a block. numpy adds one to the counter before the first block.
 
-From the 64-bit words: a float64 takes the top 53 bits of one word times 2**-53; a float32 takes the top 24 bits of a
-32-bit half, low half first, times 2**-24. Normals are Box and Muller's (1958): n values need m = ceil(n / 2) pairs, the
-radii from the first m uniforms, the angles from the next m; the cosines come first, then the sines.
+How bits become numbers is specified in `docs/random.md`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
 
 from nbflow.backends.base import Context, Table
+from nbflow.spec import is_half
 
 TABLE = Table()
 
 Floats = np.ndarray[Any, np.dtype[Any]]
+Words = np.ndarray[Any, np.dtype[np.uint64]]
 Shape = tuple[int, ...]
 
 # Attempts of the truncated normal: each keeps 95 % of the draws, so 64 failing has a probability below 1e-80.
 _ATTEMPTS = 64
 
 
-def stream_key(seed: int, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def stream_key(seed: int, name: str) -> Words:
     """The 128-bit Philox key of a stream, as two uint64."""
     return np.frombuffer(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:16], "<u8").astype(np.uint64)
 
 
-def words(ctx: Context, count: int, attempt: int = 0) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def words(ctx: Context, count: int, attempt: int = 0) -> Words:
     """`count` random 64-bit words of this op in this step."""
-    # A key is a name and a generation, which grows when a cell runs again; the same cell must draw the same then.
-    name = ctx.name
-    counter = np.array([0, attempt, ctx.step, 0], np.uint64)
-    made: np.ndarray[Any, np.dtype[np.uint64]] = np.random.Philox(
-        key=stream_key(ctx.seed, name), counter=counter
-    ).random_raw(count)
+    return philox(stream_key(ctx.seed, ctx.name), np.array([0, attempt, ctx.step, 0], np.uint64), count)
+
+
+def philox(key: Words, counter: Words, count: int) -> Words:
+    """`count` words of Philox4x64-10, four for each of the counters after `counter`."""
+    made: Words = np.random.Philox(key=key, counter=counter).random_raw(count)
     return made
 
 
@@ -87,7 +88,10 @@ def random_uniform(ctx: Context, *, shape: Shape, minval: float, maxval: float, 
 
 @TABLE.implements("random_uniform_like")
 def random_uniform_like(ctx: Context, x: Floats, *, dtype: np.dtype[Any]) -> Floats:
-    return uniforms(ctx, x.size, dtype).astype(dtype, copy=False).reshape(x.shape)
+    values = uniforms(ctx, x.size, dtype).astype(dtype, copy=False).reshape(x.shape)
+    if is_half(dtype):  # numbers just below 1 are rounded to it
+        np.minimum(values, np.nextafter(dtype.type(1), dtype.type(0)), out=values)
+    return values
 
 
 @TABLE.implements("random_normal")
@@ -128,3 +132,30 @@ def random_bernoulli(ctx: Context, *, shape: Shape, p: float, dtype: np.dtype[An
 def random_permutation(ctx: Context, *, n: int) -> Floats:
     """The order that sorts n random words."""
     return np.argsort(words(ctx, n), kind="stable").astype(np.int64, copy=False)
+
+
+@TABLE.implements("random_gamma")
+def random_gamma(ctx: Context, *, shape: Shape, alpha: float, dtype: np.dtype[Any]) -> Floats:
+    """d (1 + c x)^3 for a normal x, accepted by comparing with a uniform; d = alpha - 1/3, c = 1 / sqrt(9 d).
+
+    Attempt n takes its normals from counter 2n and its uniforms from 2n + 1. Below 1, the number for alpha + 1 is
+    multiplied by u^(1 / alpha), u from the counter after the last attempt.
+    """
+    count = _count(shape)
+    d = (alpha if alpha >= 1 else alpha + 1) - 1 / 3
+    c = 1 / math.sqrt(9 * d)
+    made = np.full(count, d, np.float64)
+    left = np.arange(count)
+    for attempt in range(_ATTEMPTS):
+        if not left.size:
+            break
+        x = normals(ctx, left.size, np.dtype(np.float64), 2 * attempt)
+        u = uniforms(ctx, left.size, np.dtype(np.float64), 2 * attempt + 1)
+        v = (1 + c * x) ** 3
+        with np.errstate(divide="ignore", invalid="ignore"):
+            accepted = (v > 0) & (np.log(u) < x * x / 2 + d * (1 - v + np.log(v)))
+        made[left[accepted]] = d * v[accepted]
+        left = left[~accepted]
+    if alpha < 1:
+        made *= (1 - uniforms(ctx, count, np.dtype(np.float64), 2 * _ATTEMPTS)) ** (1 / alpha)
+    return made.astype(dtype, copy=False).reshape(shape)
