@@ -129,13 +129,14 @@ def binary_cross_entropy(
     *,
     name: str | None = None,
 ) -> Tensor:
-    """-labels · log p - (1 - labels) · log(1 - p), p cut to [epsilon, 1 - epsilon]; sigmoid_cross_entropy takes logits
-    and needs no cut. Raises ShapeError for different shapes."""
+    """-labels · log p - (1 - labels) · log(1 - p), where p and 1 - p are at least epsilon; sigmoid_cross_entropy takes
+    logits and needs no cut. Raises ShapeError for different shapes."""
     check_reduction(reduction)
     first, second = _pair(probabilities, labels)
     with op_scope(name, "binary_cross_entropy", first):
-        p = clip(first, epsilon, 1.0 - epsilon)
-        return reduced(-(second * log(p)) - (1.0 - second) * log(1.0 - p), reduction)
+        # Both are cut on their own: 1 - epsilon is 1 in 16 bits, and 1 - (1 - epsilon) far from epsilon in 32.
+        p, q = clip(first, min=epsilon), clip(1.0 - first, min=epsilon)
+        return reduced(-(second * log(p)) - (1.0 - second) * log(q), reduction)
 
 
 def negative_log_likelihood(
