@@ -102,15 +102,14 @@ def check_value(case: Case, value: np.ndarray, reference: np.ndarray) -> None:
     if kind_of(value.dtype) not in "fc":
         np.testing.assert_array_equal(value, reference.astype(value.dtype))
     elif case.op not in LOOSE:
-        bound = 16 * float_info(value.dtype).eps
-        near = np.complex128 if kind_of(value.dtype) == "c" else np.float64
-        with np.errstate(all="ignore"):
-            scale = np.maximum(1, np.where(np.isfinite(reference), np.abs(reference), 1))
-        # The least and greatest numbers of a dtype are its own.
-        limit = float_info(value.dtype).max
-        reference = reference if near is np.complex128 else np.where(np.abs(reference) > limit, np.nan, reference)
-        value = np.where(np.isfinite(reference), value, reference) if near is not np.complex128 else value
-        np.testing.assert_allclose(value.astype(near) / scale, reference / scale, rtol=0, atol=bound)
+        info = float_info(value.dtype)
+        finite = np.isfinite(reference) & (np.abs(reference) <= info.max)
+        near, right = value[finite].astype(reference.dtype), reference[finite]
+        assert np.isfinite(near).all()
+        assert (np.abs(near - right) <= 16 * info.eps * np.maximum(1, np.abs(right))).all(), (value, reference)
+        if kind_of(value.dtype) == "f":  # what is infinite or NaN in a product of complex numbers is nobody's promise
+            odd = ~np.isfinite(reference)
+            np.testing.assert_array_equal(value[odd].astype(reference.dtype), reference[odd])
 
 
 USABLE = [(c, n) for c, n in zip(ROWS, ids(ROWS), strict=True) if c.inputs and all(np.size(a) for a in c.inputs)]
