@@ -6,7 +6,7 @@ first in row-major order counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from nbflow.ops.elementwise import abs, pow
 from nbflow.ops.nn import op_scope
 from nbflow.ops.shape import shape_infer, shape_like
 from nbflow.ops.windows import (
+    LAYOUTS,
     channels_of,
     check_layout,
     check_padding,
@@ -275,8 +276,8 @@ def lp_pool(
 # --- functions of one, two and three dimensions ----------------------------------------------------------------------
 
 
-class Pool(Protocol):
-    """A public function of one of the numbers of dimensions."""
+class MaxPool(Protocol):
+    """max_pool of one of the numbers of dimensions."""
 
     def __call__(
         self,
@@ -287,33 +288,73 @@ class Pool(Protocol):
         data_format: str = ...,
         dilation: IntsLike = 1,
         ceil: bool = False,
-        **more: Any,
+        *,
+        name: str | None = None,
     ) -> Tensor: ...
 
 
-def _of(n: int, what: str, general: Callable[..., Tensor]) -> Any:
-    default = {1: "NWC", 2: "NHWC", 3: "NDHWC"}[n]
+class AvgPool(Protocol):
+    """avg_pool of one of the numbers of dimensions."""
 
+    def __call__(
+        self,
+        x: ArrayLike,
+        window: IntsLike,
+        strides: IntsLike | None = None,
+        padding: PaddingLike = "VALID",
+        data_format: str = ...,
+        dilation: IntsLike = 1,
+        ceil: bool = False,
+        count: str = "inside",
+        *,
+        name: str | None = None,
+    ) -> Tensor: ...
+
+
+_DEFAULTS = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
+
+
+def _doc(what: str, n: int) -> str:
+    noun, (last, first) = {1: "sequences", 2: "images", 3: "volumes"}[n], LAYOUTS[n]
+    return f"nf.nn.{what} of {noun}, which are {last} unless `data_format` says {first}."
+
+
+def _max_of(n: int) -> MaxPool:
     def pool(
         x: ArrayLike,
         window: IntsLike,
         strides: IntsLike | None = None,
         padding: PaddingLike = "VALID",
-        data_format: str = default,
+        data_format: str = _DEFAULTS[n],
         dilation: IntsLike = 1,
         ceil: bool = False,
-        **more: Any,
+        *,
+        name: str | None = None,
     ) -> Tensor:
-        return general(x, window, strides, padding, check_layout(data_format, n), dilation, ceil, **more)
+        return max_pool(x, window, strides, padding, check_layout(data_format, n), dilation, ceil, name=name)
 
-    noun = {1: "sequences", 2: "images", 3: "volumes"}[n]
-    doc = f"nf.nn.{what} of {noun}, which are {default} unless `data_format` says {default[0]}C{default[1:-1]}."
-    return named(pool, f"{what}{n}d", doc, __name__)
+    made: MaxPool = named(pool, f"max_pool{n}d", _doc("max_pool", n), __name__)
+    return made
 
 
-max_pool1d: Pool = _of(1, "max_pool", max_pool)
-max_pool2d: Pool = _of(2, "max_pool", max_pool)
-max_pool3d: Pool = _of(3, "max_pool", max_pool)
-avg_pool1d: Pool = _of(1, "avg_pool", avg_pool)
-avg_pool2d: Pool = _of(2, "avg_pool", avg_pool)
-avg_pool3d: Pool = _of(3, "avg_pool", avg_pool)
+def _avg_of(n: int) -> AvgPool:
+    def pool(
+        x: ArrayLike,
+        window: IntsLike,
+        strides: IntsLike | None = None,
+        padding: PaddingLike = "VALID",
+        data_format: str = _DEFAULTS[n],
+        dilation: IntsLike = 1,
+        ceil: bool = False,
+        count: str = "inside",
+        *,
+        name: str | None = None,
+    ) -> Tensor:
+        return avg_pool(x, window, strides, padding, check_layout(data_format, n), dilation, ceil, count, name=name)
+
+    made: AvgPool = named(pool, f"avg_pool{n}d", _doc("avg_pool", n), __name__)
+    return made
+
+
+max_pool1d, max_pool2d, max_pool3d = (_max_of(n) for n in (1, 2, 3))
+avg_pool1d, avg_pool2d, avg_pool3d = (_avg_of(n) for n in (1, 2, 3))

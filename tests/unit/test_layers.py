@@ -276,3 +276,69 @@ def test_gradients_through_a_layer_norm_attention_block() -> None:
         return x + nf.nn.attention(h @ w, h, h, causal=True)
 
     check_gradients(block, RNG.normal(size=(2, 3, 4)), RNG.normal(size=(4, 4)), order=1)
+
+
+@pytest.mark.parametrize(("n", "layer"), [(1, layers.conv1d), (3, layers.conv3d)])
+def test_convolutions_of_other_dimensions(graph: Graph, n: int, layer: Any) -> None:
+    shape = {1: (None, 6, 2), 3: (None, 4, 5, 3, 2)}[n]
+    x = nf.placeholder("float32", shape, name="x")
+    y = layer(x, 4, 3, padding="VALID" if n == 1 else "SAME", activation=nf.nn.relu, name="c")
+    value = array(2, *shape[1:])
+    w, b, found = Evaluator().run([variables()["c/weights"], variables()["c/bias"], y], {x: value})
+    assert w.shape == (*(3,) * n, 2, 4)
+    plain = evaluate(nf.nn.conv(value, w, 1, "VALID" if n == 1 else "SAME"))
+    np.testing.assert_allclose(found, np.maximum(plain + b, 0), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ShapeError, match="number of channels"):
+        layer(nf.placeholder("float32", (None,) * (n + 2), name="open"), 4, 3)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_depthwise_and_transposed_convolutions(graph: Graph, layout: str) -> None:
+    x = nf.placeholder("float32", (None, 4, 6, 3) if layout == "NHWC" else (None, 3, 4, 6), name="x")
+    each = layers.depthwise_conv2d(x, 3, 2, data_format=layout, name="each")
+    large = layers.conv_transpose2d(x, 5, 2, 2, data_format=layout, name="large")
+    assert variables()["each/weights"].shape == (3, 3, 1, 6)
+    assert variables()["large/weights"].shape == (2, 2, 5, 3)
+    assert each.shape == ((None, 4, 6, 6) if layout == "NHWC" else (None, 6, 4, 6))
+    assert large.shape == ((None, 8, 12, 5) if layout == "NHWC" else (None, 5, 8, 12))
+    step = nf.optim.SGD(0.1).minimize(nf.sum(nf.square(each)) + nf.sum(nf.square(large)))
+    value = array(1, *(d for d in x.shape[1:] if d))
+    with Session() as session:
+        before = session.run([variables()["large/weights"], variables()["large/bias"]])
+        session.run(step, {x: value})
+        after = session.run([variables()["large/weights"], variables()["large/bias"]])
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+
+
+def test_other_normalisations(graph: Graph) -> None:
+    value = array(2, 3, 3, 4)
+    made = [
+        layers.group_norm(value, 2, name="g"),
+        layers.instance_norm(value, name="i"),
+        layers.rms_norm(value, name="r"),
+    ]
+    plain = [nf.nn.group_norm(value, 2), nf.nn.instance_norm(value), nf.nn.rms_norm(value)]
+    for one, other in zip(evaluate(made), evaluate(plain), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert sorted(variables()) == ["g/offset", "g/scale", "i/offset", "i/scale", "r/scale"]
+
+
+def test_attention_with_shared_heads_and_rotary_positions(graph: Graph) -> None:
+    x = array(2, 5, 8)
+    y = layers.multi_head_attention(x, 4, causal=True, kv_heads=2, rotary=True, use_bias=False, name="a")
+    found = {n: evaluate(v) for n, v in variables().items()}
+    assert {n: v.shape for n, v in found.items()} == {
+        "a/query/weights": (8, 8), "a/key/weights": (8, 4), "a/value/weights": (8, 4), "a/output/weights": (8, 8),
+    }  # fmt: skip
+    q, k, v = (
+        evaluate(nf.permute_dims(nf.reshape(x @ found[f"a/{n}/weights"], (2, 5, -1, 2)), (0, 2, 1, 3)))
+        for n in ("query", "key", "value")
+    )
+    turned = [nf.nn.rotary_embedding(t) for t in (q, k)]
+    seen = nf.nn.attention(*turned, v, causal=True)
+    plain = nf.reshape(nf.permute_dims(seen, (0, 2, 1, 3)), (2, 5, 8)) @ nf.constant(found["a/output/weights"])
+    np.testing.assert_allclose(evaluate(y), evaluate(plain), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ShapeError, match="4 heads of queries"):
+        layers.multi_head_attention(x, 4, kv_heads=3)
+    dropped = layers.multi_head_attention(x, 2, dropout=0.5, training=False, name="d")
+    assert np.isfinite(evaluate(dropped)).all()

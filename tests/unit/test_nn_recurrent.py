@@ -226,3 +226,38 @@ def test_names_shapes_and_what_is_refused() -> None:
             nf.nn.rnn(x, np.zeros((3, 2), "f4"), np.zeros((2, 2), "f4"), lengths=[[1], [2]])
         with pytest.raises(GraphError, match="3 activations"):
             nf.nn.lstm(x, np.zeros((3, 8), "f4"), np.zeros((2, 8), "f4"), activations=[nf.tanh])
+
+
+def test_layers_in_both_directions_and_several() -> None:
+    x = RNG.normal(size=(N, TIME, FEATURES)).astype(np.float32)
+    lengths = np.array([4, 2])
+    with Graph().as_default() as graph:
+        y = nf.layers.lstm(x, 2, bidirectional=True, layers=2, lengths=lengths, peepholes=True, name="deep")
+        last = nf.layers.gru(x, 2, return_sequences=False, bidirectional=True, name="ends")
+        assert y.shape == (N, TIME, 4)
+        assert last.shape == (N, 4)
+        names = {v.name for v in nf.trainable_variables(graph)}
+        assert {
+            "deep/layer_0/forward/weights",
+            "deep/layer_1/backward/peepholes",
+            "ends/backward/recurrent_bias",
+        } < names
+        found = {v.name: Evaluator().run(v) for v in nf.trainable_variables(graph)}
+
+        def one(given: Any, scope: str, reverse: bool) -> Any:
+            parts = (found[f"{scope}/{what}"] for what in ("weights", "recurrent", "bias"))
+            return nf.nn.lstm(given, *parts, reverse=reverse, lengths=lengths, peepholes=found[f"{scope}/peepholes"])[0]
+
+        h: Any = x
+        for number in range(2):
+            ways = [one(h, f"deep/layer_{number}/{w}", w == "backward") for w in ("forward", "backward")]
+            h = nf.concat(ways, axis=-1)
+        runner = Evaluator()
+        np.testing.assert_allclose(*runner.run([y, h]), rtol=1e-5)
+        parts = [found[f"ends/forward/{what}"] for what in ("weights", "recurrent", "bias", "recurrent_bias")]
+        _, forth = nf.nn.gru(x, *parts)
+        np.testing.assert_allclose(runner.run(last)[:, :2], runner.run(forth), rtol=1e-5)
+        made = nf.layers.rnn(x, 3, activation=nf.nn.relu, reverse=True, name="plain")
+        assert (runner.run(made) >= 0).all()
+        with pytest.raises(GraphError, match="not both"):
+            nf.layers.rnn(x, 3, reverse=True, bidirectional=True)
