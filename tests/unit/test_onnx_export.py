@@ -203,6 +203,15 @@ def test_a_region_of_interest(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(tmp_path / "m.onnx", x=value)[0], nf.run(y, {x: value}), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "SAME_LOWER", "VALID", ((1, 0), (0, 1))])
+def test_transposed_convolution_of_any_size(padding: Any, tmp_path: Path) -> None:
+    x = nf.placeholder("float32", (None, None, None, 2), name="x")
+    w = nf.Variable(numbers(3, 4, 3, 2), name="w")
+    y = nf.nn.conv_transpose(x, w, (2, 3), padding)
+    for size in ((4, 5), (1, 3)):
+        same_as_onnxruntime(tmp_path / "m.onnx", {"x": x}, {"y": y}, x=numbers(2, *size, 2))
+
+
 # --- large models ----------------------------------------------------------------------------------------------------
 
 

@@ -94,20 +94,26 @@ def _conv(s: Site, x: str, w: str) -> str:
 @RULES.writes("conv_input_grad")
 def _conv_input_grad(s: Site, dy: str, w: str, vector: str = "") -> str:
     """A transposed convolution. Places that no window of the convolution reached come out as zeros at the end."""
-    places = places_of(s.out.shape, s.attrs["data_format"])
-    kernel = _kernel(s)
-    sides = None if None in (*places, *kernel) else _sides(s, places, kernel)
-    if sides is None:
-        s.fail("a transposed convolution needs the sizes of its filters and of the places of its result")
-    left = []
-    for size, width, pair, stride, dilation in zip(
-        places, kernel, sides, s.attrs["strides"], s.attrs["dilation"], strict=True
-    ):
-        left.append(((size or 0) + sum(pair) - ((width or 1) - 1) * dilation - 1) % stride)
+    kernel = tuple(k for k in _kernel(s) if k is not None)
+    if len(kernel) < len(s.attrs["strides"]):
+        s.fail("a transposed convolution needs the sizes of its filters")
+    places = [d for d in places_of(s.out.shape, s.attrs["data_format"]) if d is not None]
+    grad = _channels_first(s, s.cast(dy, s.specs[0].dtype, s.out.dtype))
+    filters = _filters(s, w, 1)
+    if len(places) < len(kernel):
+        return _laid_out(s, _transposed_of_any_size(s, grad, filters, kernel, vector))
+    sides = _sides(s, places, kernel)
+    assert sides is not None  # all sizes are known
+    left = [
+        (size + sum(pair) - (width - 1) * dilation - 1) % stride
+        for size, width, pair, stride, dilation in zip(
+            places, kernel, sides, s.attrs["strides"], s.attrs["dilation"], strict=True
+        )
+    ]
     made = s.add(
         "ConvTranspose",
-        _channels_first(s, s.cast(dy, s.specs[0].dtype, s.out.dtype)),
-        _filters(s, w, 1),
+        grad,
+        filters,
         group=s.attrs["groups"],
         pads=[max(0, before) for before, _ in sides] + [max(0, after) for _, after in sides],
         output_padding=left,
@@ -116,6 +122,31 @@ def _conv_input_grad(s: Site, dy: str, w: str, vector: str = "") -> str:
     # Where the convolution cut places off, which ONNX cannot say, they come back as zeros.
     cut = [(max(0, -before), max(0, -after)) for before, after in sides]
     return _laid_out(s, _surrounded(s, made, cut) if any(map(any, cut)) else made)
+
+
+def _transposed_of_any_size(s: Site, grad: str, filters: str, kernel: Sequence[int], vector: str) -> str:
+    """The whole transposed convolution, with room behind it, of which the part asked for is cut out."""
+    attrs, n = s.attrs, len(kernel)
+    padding, strides, dilation = attrs["padding"], attrs["strides"], attrs["dilation"]
+    if isinstance(padding, tuple) and min(min(pair) for pair in padding) < 0:
+        s.fail("negative padding needs the sizes of the places of its result")
+    made = s.add("ConvTranspose", grad, filters, group=attrs["groups"], **_geometry(s))
+    if max(strides) > 1:
+        made = _surrounded(s, made, [(0, stride - 1) for stride in strides])
+    shape, first = s.cast(vector, s.specs[-1].dtype, INT64), 2 if is_channels_first(attrs["data_format"]) else 1
+    starts, ends = [], []
+    for axis in range(n):
+        known = (s.out.shape or ())[first + axis]
+        size: Size = known if known is not None else s.add("Gather", shape, s.ints(first + axis), axis=0)
+        before: Size = 0 if isinstance(padding, str) else padding[axis][0]
+        if padding in ("SAME", "SAME_LOWER"):
+            steps = s.arithmetic("Mul", s.arithmetic("Sub", s.size(grad, 2 + axis), 1), strides[axis])
+            reach = s.arithmetic("Add", steps, (kernel[axis] - 1) * dilation[axis] + 1)
+            total = s.arithmetic("Max", s.arithmetic("Sub", reach, size), 0)
+            before = s.arithmetic("Div", s.arithmetic("Add", total, int(padding == "SAME_LOWER")), 2)
+        starts.append(before)
+        ends.append(s.arithmetic("Add", before, size))
+    return s.add("Slice", made, s.vector(starts), s.vector(ends), s.ints(*range(2, 2 + n)))
 
 
 def _surrounded(s: Site, images: str, sides: Sequence[tuple[int, int]]) -> str:
