@@ -63,14 +63,15 @@ def from_arrays(arrays: Mapping[str, Any] | Any) -> Dataset:
 
 def from_files(
     pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str] | Mapping[str, Any] | None = None,
     interleave: int = 1,
 ) -> Dataset:
     """The rows of files, one file after the other: `nf.data.from_files("shard-*.npz")`.
 
     - `pattern`: a glob pattern, in the order of the names, or a list of paths. Files are npy, npz, safetensors, or,
       with pyarrow, parquet and csv, told by their suffix.
-    - `columns`: which arrays or columns, all when None. The only array of an npy file is called `x`.
+    - `columns`: which arrays or columns, all when None; for parquet and csv also name -> the dtype to read it as (a
+      csv file says nothing of its types). The only array of an npy file is called `x`.
     - `interleave`: read from as many files in turn, a row of each.
 
     The worker that holds the iterator reads the files, a few MB at a time, from the same absolute paths: a dataset may

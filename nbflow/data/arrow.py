@@ -6,13 +6,16 @@ shape. A missing number is a NaN in a floating column and an error in any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from nbflow.data.blocks import Array, Columns, objects
 from nbflow.errors import DataError
-from nbflow.spec import TensorSpec, as_dtype
+from nbflow.spec import TensorSpec, as_dtype, kind_of
 
 # Rows of a parquet file that are unpacked at once, and bytes of a csv file that are.
 _BATCH_ROWS = 1 << 13
@@ -32,12 +35,17 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def described(path: str, columns: Sequence[str] | None) -> tuple[dict[str, TensorSpec], int | None]:
-    """The spec of each column's rows, and the number of rows (None for csv). Raises DataError."""
+def described(
+    path: str, columns: Sequence[str] | None, dtypes: Mapping[str, np.dtype[Any]] = MappingProxyType({})
+) -> tuple[dict[str, TensorSpec], int | None]:
+    """The spec of each column's rows, and the number of rows (None for csv). `dtypes`: what columns are read as.
+
+    Raises DataError, also for a dtype that the column's numbers do not fit.
+    """
     pa = _pyarrow()
     try:
         if Path(path).suffix.lower() == ".csv":
-            with _csv(path, columns, {}) as reader:
+            with _csv(path, columns, dtypes) as reader:
                 schema, rows = reader.schema, None
         else:
             with pa.parquet.ParquetFile(path) as file:
@@ -48,7 +56,12 @@ def described(path: str, columns: Sequence[str] | None) -> tuple[dict[str, Tenso
     missing = [n for n in names if n not in schema.names]
     if missing:
         raise DataError(f"{path} has no column {missing[0]!r}; it has {', '.join(schema.names)}")
-    return {n: _spec(path, n, schema.field(n).type) for n in names}, rows
+    specs = {n: _spec(path, n, schema.field(n).type) for n in names}
+    for name, dtype in dtypes.items():
+        if not np.can_cast(specs[name].dtype, dtype, "same_kind"):
+            raise DataError(f"column {name!r} of {path} is {specs[name].dtype}, which does not become {dtype}")
+        specs[name] = TensorSpec(specs[name].shape, dtype)
+    return specs, rows
 
 
 def _spec(path: str, name: str, kind: Any) -> TensorSpec:
@@ -67,7 +80,7 @@ def _spec(path: str, name: str, kind: Any) -> TensorSpec:
     return TensorSpec(shape, as_dtype(inner.to_pandas_dtype()))
 
 
-def _csv(path: str, columns: Sequence[str] | None, dtypes: dict[str, Any]) -> Any:
+def _csv(path: str, columns: Sequence[str] | None, dtypes: Mapping[str, np.dtype[Any]]) -> Any:
     pa = _pyarrow()
     return pa.csv.open_csv(
         path,
@@ -135,7 +148,7 @@ class ArrowReader:
     def _column(self, column: Any, name: str, spec: TensorSpec) -> Array:
         pa = _pyarrow()
         rows = len(column)
-        if column.null_count and not (spec.dtype.kind == "f" and not spec.shape):
+        if column.null_count and not (kind_of(spec.dtype) == "f" and not spec.shape):
             raise DataError(f"column {name!r} of {self._path} has missing values, which {spec} cannot hold")
         if spec.shape and spec.shape[0] is None:
             return objects([self._column(pa.array(row.values), name, self._inner(spec)) for row in column])

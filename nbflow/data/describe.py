@@ -69,6 +69,11 @@ def is_batched(tree: Tree) -> bool:
     return depth(tree) > 0 or all(spec.shape is None or spec.shape[:1] == (None,) for _, spec in components(tree))
 
 
+def draws_from_graph(tree: Tree) -> bool:
+    """Whether the graph's seed and the iterator's name have a say in what comes out."""
+    return any(stage[0] in ("map", "filter") or (stage[0] == "shuffle" and stage[3] == "") for stage in walk(tree))
+
+
 def prefetched(tree: Tree) -> int:
     """How many elements to keep ready: what `prefetch` asks for at most, wherever it stands."""
     return max((int(t[2]) for t in walk(tree) if t[0] == "prefetch"), default=0)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from nbflow.data import arrow, formats
 from nbflow.data.blocks import Columns, length
 from nbflow.data.stages import Epoch, Stage, State
 from nbflow.errors import DataError
-from nbflow.spec import TensorSpec
+from nbflow.spec import TensorSpec, as_dtype
 
 # What is read at once, whatever is asked for: large enough for any disk, small beside any memory.
 _READ_BYTES = 8 << 20
@@ -40,18 +42,19 @@ def find(pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     return [os.path.abspath(p) for p in paths]
 
 
-def sources(paths: Sequence[str], columns: Sequence[str] | None) -> list[tuple[Any, ...]]:
+def sources(paths: Sequence[str], columns: Sequence[str] | Mapping[str, Any] | None) -> list[tuple[Any, ...]]:
     """A source (see `describe.py`) for each file. Raises DataError for files that cannot be read or are not alike."""
-    each = [_described(path, columns) for path in paths]
+    dtypes = {n: as_dtype(d) for n, d in columns.items() if d is not None} if isinstance(columns, Mapping) else {}
+    each = [_described(path, None if columns is None else list(columns), dtypes) for path in paths]
     first = each[0][0]
     made = []
     for path, (parts, rows) in zip(paths, each, strict=True):
         if parts != first:
             raise DataError(f"{path} holds {_said(parts)}, but {paths[0]} holds {_said(first)}; files must be alike")
         count = -2 if rows is None else rows
-        shapes, dtypes = tuple(s.shape for s in first.values()), tuple(s.dtype for s in first.values())
+        shapes, kinds = tuple(s.shape for s in first.values()), tuple(s.dtype for s in first.values())
         known = (_UNKNOWN_ROWS if rows is None else rows,)
-        made.append(("files", (path,), tuple(first), shapes, dtypes, count, known))
+        made.append(("files", (path,), tuple(first), shapes, kinds, count, known))
     return made
 
 
@@ -63,10 +66,12 @@ def joined(each: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return ("files", tuple(s[1][0] for s in each), *first[2:5], count, rows)
 
 
-def _described(path: str, columns: Sequence[str] | None) -> tuple[dict[str, TensorSpec], int | None]:
+def _described(
+    path: str, columns: Sequence[str] | None, dtypes: Mapping[str, np.dtype[Any]]
+) -> tuple[dict[str, TensorSpec], int | None]:
     suffix = Path(path).suffix.lower()
     if suffix in arrow.SUFFIXES:
-        return arrow.described(path, columns)
+        return arrow.described(path, columns, dtypes)
     if suffix not in formats.FORMATS:
         known = ", ".join([*formats.FORMATS, *arrow.SUFFIXES])
         raise DataError(f"{path}: files are {known}; read it yourself and give nf.data.from_arrays the arrays")
@@ -79,6 +84,12 @@ def _described(path: str, columns: Sequence[str] | None) -> tuple[dict[str, Tens
     if scalars:
         raise DataError(f"array {scalars[0]!r} of {path} is a single number; a dataset needs rows")
     rows = {n: c.rows for n, c in chosen.items()}
+    other = [n for n, d in dtypes.items() if d != chosen[n].dtype]
+    if other:
+        raise DataError(
+            f"array {other[0]!r} of {path} is {chosen[other[0]].dtype}, not {dtypes[other[0]]}; columns of parquet and "
+            "csv files are cast when they are read, arrays with .map"
+        )
     if len(set(rows.values())) > 1:
         said = ", ".join(f"{n}: {count}" for n, count in rows.items())
         raise DataError(f"the arrays of {path} differ in their number of rows ({said}); choose with columns=[…]")

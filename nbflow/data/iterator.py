@@ -128,7 +128,7 @@ class DataIterator:
                 else:
                     self._stage.restart(())
                 ready: list[_Ready | None] = [self._ready(tuple(raw)) for raw in state.get("ready", ())]
-            except (KeyError, TypeError, ValueError, IndexError) as error:
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
                 raise DataError(f"the state does not fit this dataset: {type(error).__name__}: {error}") from error
             self.position = state["position"]
             if state.get("ended"):

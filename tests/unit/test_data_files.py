@@ -220,6 +220,29 @@ def test_columns_of_parquet(tmp_path: Path) -> None:
         list(nf.data.from_files(tmp_path / "a.parquet", columns=["gaps"]))
 
 
+def test_columns_are_read_as_what_one_says(tmp_path: Path) -> None:
+    arrow()
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n3,4\n")
+    (tmp_path / "b.csv").write_text("x,y\n0.5,2\n")
+    with pytest.raises(DataError, match="must be alike"):
+        nf.data.from_files(tmp_path / "*.csv")
+    dataset = nf.data.from_files(tmp_path / "*.csv", columns={"x": "float32", "y": None})
+    assert [str(s) for s in dataset.element_spec.values()] == ["float32[]", "int64[]"]
+    assert [e["x"] for e in elements(dataset)] == [1, 3, 0.5]
+    with pytest.raises(DataError, match="cannot be read"):
+        list(nf.data.from_files(tmp_path / "b.csv", columns={"x": "int64"}))
+    pa = arrow()
+    pa.parquet.write_table(pa.table({"x": [1, 2], "y": [0.5, 1.5]}), tmp_path / "a.parquet")
+    dataset = nf.data.from_files(tmp_path / "a.parquet", columns={"x": "float32", "y": "float32"})
+    (batch,) = dataset.batch(2)
+    assert {n: a.dtype.name for n, a in batch.items()} == {"x": "float32", "y": "float32"}
+    with pytest.raises(DataError, match=r"'y' of .* is float64, which does not become int64"):
+        nf.data.from_files(tmp_path / "a.parquet", columns={"y": "int64"})
+    np.savez(tmp_path / "a.npz", x=X)
+    with pytest.raises(DataError, match=r"is float64, not float32; .* arrays with \.map"):
+        nf.data.from_files(tmp_path / "a.npz", columns={"x": "float32"})
+
+
 def test_damage_in_csv_is_said(tmp_path: Path) -> None:
     arrow()
     (tmp_path / "a.csv").write_text("x,y\n1,2\n3,4,5\n")

@@ -174,6 +174,21 @@ def test_the_state_of_another_dataset_fails_when_it_is_used() -> None:
             session.run(other["x"])
 
 
+def test_a_place_among_other_draws_is_another_place() -> None:
+    def after(graph_seed: int, kept: Any, **shuffled: Any) -> Any:
+        with Graph().as_default() as graph, Session(graph=graph) as session:
+            nf.set_seed(graph_seed)
+            batch = numbers(20).shuffle(20, **shuffled).batch(2).next(name="it")
+            if kept is not None:
+                session.run(data.restore_state(batch["x"], kept))
+            session.run(batch["x"])
+            return session.run(data.save_state(batch["x"]))
+
+    with pytest.raises(DataError, match="its stages, seeds or contents differ"):
+        after(2, after(1, None))
+    after(2, after(1, None, seed=5), seed=5)
+
+
 def test_what_comes_from_no_iterator_or_two_has_no_place() -> None:
     with Graph().as_default():
         one, other = numbers(6).batch(2).next(name="one"), numbers(6).batch(3).next(name="other")

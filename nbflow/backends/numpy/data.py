@@ -10,6 +10,7 @@ import numpy as np
 
 from nbflow.backends.base import Context, Table
 from nbflow.data.build import Environment
+from nbflow.data.describe import draws_from_graph
 from nbflow.data.iterator import VERSION, DataIterator, check_state
 from nbflow.data.snapshot import pack, unpack
 from nbflow.data.stages import State
@@ -54,7 +55,9 @@ class Holder:
                 known[1].close()
                 self._begin = _BEGINNING
             environment = Environment(self.name, seed, say)
-            made = DataIterator(tree, environment, shard=shard, deal=deal, fingerprint=fingerprint)
+            # A place among other random draws is another place.
+            mark = f"{fingerprint} of {self.name} with seed {seed}" if draws_from_graph(tree) else fingerprint
+            made = DataIterator(tree, environment, shard=shard, deal=deal, fingerprint=mark)
             if self._begin is not _BEGINNING:
                 made.import_state(self._begin)
             self._iterators[(shard, deal)] = (wanted, made)
