@@ -88,7 +88,8 @@ class Draft:
         copy_nodes(graph.nodes.values(), self.graph, self._tensors, self._nodes)
         self._settle_bodies()
         self._refined: set[Node] = set()
-        self._order = self.graph.nodes
+        self._order: dict[str, Node] = self.graph.nodes
+        self._changed = False  # in this walk: until then nothing of it need be settled
         self._wanted = [self.node_for(x) if isinstance(x, Node) else self.stands_for(x) for x in wanted]
         self._held = {x.name for x in self._wanted if isinstance(x, Node)}
         self.places = Places(self.graph.nodes.values())
@@ -152,15 +153,16 @@ class Draft:
 
     def walk(self, rule: Rule) -> None:
         """One pass: `rule` for each node, inputs first; then nodes that nothing needs go."""
-        before = self.graph.nodes
-        self._order = NodeMap()
+        self._order = {}
         self._refined = set()
-        for node in before.values():
-            self._settle(node)
+        self._changed = False
+        for node in self.graph.nodes.values():
+            if self._changed:
+                self._settle(node)
             rule(node)
             self._order.setdefault(node.name, node)
-        self.graph.nodes = self._order
-        self._sweep()
+        if self._changed:
+            self._sweep()
 
     def replace(self, node: Node, by: Sequence[Tensor], what: str) -> None:
         """From here on `by` are the outputs of `node`, which is gone unless somebody holds it. Callers ask `may_go`
@@ -207,6 +209,7 @@ class Draft:
             line=like.line,
             auto_named=True,
         )
+        self._changed = True
         self.places.add(made)
         self._order[name] = made
         self.log.made.append(Form.of(made))
@@ -241,17 +244,20 @@ class Draft:
         self.fate.update({f"{name}/{node}": what for node, what in inner.fate.items()})
 
     def _note(self, node: Node, what: str) -> None:
+        self._changed = True
         self.log.changes.append(Change(node.name, node.op, what, node.where))
         self.fate[node.name] = what
 
     def _settle(self, node: Node) -> None:
         """Gives a node what stands for its inputs, and a better shape where they have one."""
         refined = False
-        if node.inputs and (self._moved or self._refined):
-            inputs = tuple(self.now(t) for t in node.inputs)
-            for old, new in zip(node.inputs, inputs, strict=True):
-                refined = refined or new.node in self._refined or (old is not new and old.spec != new.spec)
-            node.inputs = inputs
+        moved = False
+        for tensor in node.inputs:
+            now = self.now(tensor) if tensor in self._moved else tensor
+            moved = moved or now is not tensor
+            refined = refined or now.node in self._refined or (now is not tensor and now.spec != tensor.spec)
+        if moved:
+            node.inputs = tuple(self.now(t) for t in node.inputs)
         if node.control_inputs and self._followed:
             node.control_inputs = tuple(dict.fromkeys(self._follow(c) for c in node.control_inputs))
         if refined:
@@ -283,7 +289,7 @@ class Draft:
         reached = self._reached([*roots, *self._also])
         nodes = NodeMap()
         gone: dict[str, Node] = {}
-        for name, node in self.graph.nodes.items():
+        for name, node in self._order.items():
             if node in reached:
                 nodes[name] = node
             else:
@@ -291,7 +297,7 @@ class Draft:
                 self.log.gone.append(Form.of(node))
                 self.fate.setdefault(name, "nothing needs it any more")
         if gone:
-            for node in self.graph.nodes.values():  # also those that are gone: others may be beside them in turn
+            for node in self._order.values():  # also those that are gone: others may be beside them in turn
                 if node.colocate:
                     self._colocate(node, gone)
         self.graph.nodes = nodes
