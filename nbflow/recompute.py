@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from nbflow import op
 from nbflow.autodiff import Key, gradients_within
+from nbflow.body import is_stateful
 from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.op import Attrs
 from nbflow.ops._build import as_tensor, build
@@ -70,7 +71,7 @@ def checkpoint(fn: F) -> F:
 
 def _again(node: Node, inside: set[int]) -> bool:
     """Whether `node` is one that can be computed again: made inside, without state, from something."""
-    return id(node) in inside and not node.definition.stateful and bool(node.inputs)
+    return id(node) in inside and not is_stateful(node) and bool(node.inputs)
 
 
 def _boundary(results: Sequence[Tensor], inside: set[int]) -> list[Tensor]:

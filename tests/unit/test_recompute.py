@@ -214,3 +214,24 @@ def test_a_graph_that_travelled_still_recomputes(graph: Graph) -> None:
         assert "recompute_barrier" in {n.op for n in ancestors([grad.node])}
         at = np.array([0.1, 1.0, 2.0])
         np.testing.assert_allclose(Evaluator().run(grad, {again.node("x").outputs[0]: at}), 2 * at * np.cos(at**2))
+
+
+def test_loops_that_draw_random_numbers_are_kept_whole(graph: Graph) -> None:
+    """A copy of one would draw others."""
+
+    def dropped(x: nf.Tensor) -> nf.Tensor:
+        last, _ = nf.scan(lambda c, row: (nf.nn.dropout(c * row, 0.5), row), nf.ones_like(x[0]), x)
+        return nf.tanh(last)
+
+    def plain(x: nf.Tensor) -> nf.Tensor:
+        return nf.tanh(nf.scan(lambda c, row: (c * row, row), nf.ones_like(x[0]), x)[0])
+
+    x = nf.placeholder("float64", (2, 40), name="x")
+    at = np.random.default_rng(0).uniform(0.5, 1.5, (2, 40))
+    for function in (dropped, plain):
+        y = nf.checkpoint(function)(x)
+        (grad,) = nf.gradients(nf.sum(y), [x])
+        assert grad is not None
+        value, slope = Evaluator().run([y, grad], {x: at})
+        wanted = np.where(value != 0, (1 - value**2) * np.arctanh(value) / at, 0)
+        np.testing.assert_allclose(slope, wanted, rtol=1e-9, atol=1e-12)
