@@ -233,3 +233,14 @@ row(
     None,
     note="test_narrow.py",
 )
+
+# --- n-grams ---------------------------------------------------------------------------------------------------------
+
+row(
+    "ngram_counts",
+    lambda x: nf.ngram_counts(x, [(2,), (2, 3), (3, 2, 2)], skips=1),
+    [np.array([[2, 3, 2, 3, 2], [1, 2, 2, 2, 3]])],
+    # (2, 3): next to each other, then with one between. (3, 2, 2) of the first row would reach beyond its end.
+    lambda x: np.array([[3, 2, 0], [3, 2, 0]]),
+)
+row("ngram_counts", lambda x: nf.ngram_counts(x, [(1, 1)], skips=2), [ints(1, 1, 0, 1)], lambda x: ints(3))

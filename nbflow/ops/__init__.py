@@ -180,6 +180,9 @@ from nbflow.ops.narrow import (
     bitcast,
     saturate_cast,
 )
+from nbflow.ops.ngrams import (
+    ngram_counts,
+)
 from nbflow.ops.numbers import (
     angle,
     can_cast,
@@ -368,6 +371,7 @@ __all__ = [
     "multiply",
     "negative",
     "nextafter",
+    "ngram_counts",
     "nonzero",
     "not_equal",
     "one_hot",

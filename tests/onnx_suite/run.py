@@ -63,8 +63,13 @@ def run_case(case: SuiteCase, prepare: Prepare = Prepared, detail: bool = False)
 
 
 def compare(outputs: Sequence[Any], expected: Sequence[Any], case: SuiteCase) -> None:
-    """Raises AssertionError where ONNX's runner would."""
-    Runner.assert_similar_outputs(expected, outputs, rtol=case.rtol, atol=case.atol)
+    """Raises AssertionError where ONNX's runner would; which takes scalars in sequences for sequences themselves."""
+    for right, found in zip(expected, outputs, strict=True):
+        if isinstance(right, (list, tuple)):
+            assert isinstance(found, (list, tuple)), type(found)
+            compare(found, right, case)
+        else:
+            Runner.assert_similar_outputs([right], [found], rtol=case.rtol, atol=case.atol)
 
 
 def run_all(cases: Iterable[SuiteCase], prepare: Prepare = Prepared) -> list[Outcome]:
@@ -87,3 +92,30 @@ def _by(outcomes: Sequence[Outcome], key: Callable[[Outcome], str]) -> dict[str,
     total, passed = Counter(map(key, outcomes)), Counter(key(o) for o in outcomes if o.passed)
     order = sorted(total, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     return {name: {"passed": passed[name], "total": total[name]} for name in order}
+
+
+# What each kind of cases is, for people.
+_KINDS = {
+    "node": "single operators, files of {files}",
+    "simple": "small models, files of {files}",
+    "pytorch-operator": "operators written by PyTorch, files of {files}",
+    "pytorch-converted": "layers written by PyTorch, files of {files}",
+    "in-process": "single operators of onnx {onnx}",
+    "light": "networks without weights of onnx {onnx}",
+}
+
+
+def with_tables(page: str, found: dict[str, Any]) -> str:
+    """`page` with the tables between its marks made of `counts`."""
+    versions = {"files": found["files of onnx"], "onnx": found["onnx"]}
+    passed = ["| cases | pass | of |", "|---|---|---|"]
+    for kind, about in _KINDS.items():
+        count = found["kinds"][kind]
+        passed.append(f"| {about.format(**versions)} | {count['passed']} | {count['total']} |")
+    excluded = ["| cases | | reason |", "|---|---|---|"]
+    excluded += [f"| {row['cases']} | {row['kind']} | {row['reason']} |" for row in found["excluded"]]
+    for name, lines in (("passed", passed), ("excluded", excluded)):
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = page.partition(start)
+        page = before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+    return page

@@ -61,6 +61,11 @@ def test_the_models_without_weights() -> None:
     check(found, "light")
 
 
+def test_the_page_has_the_counts() -> None:
+    page = COUNTS.with_name("onnx.md").read_text()
+    assert run.with_tables(page, json.loads(COUNTS.read_text())) == page, "run scripts/onnx-suite"
+
+
 def test_every_exclusion_covers_something(files: list[cases.SuiteCase]) -> None:
     ids = [c.id for c in (*files, *cases.in_process_cases())]
     idle = [e.pattern for e in EXCLUDED if not any(matches(e, i) for i in ids)]

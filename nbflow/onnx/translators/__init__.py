@@ -17,6 +17,7 @@ FAMILIES = (
     "signals",
     "sequences",
     "random",
+    "text",
     "normalization",
     "resizing",
     "control",
