@@ -85,11 +85,12 @@ def test_conv2d_gradients_of_third_order() -> None:
     check_gradients(lambda a, b: nn.conv2d(a, b) * square(a), x, w, order=3, rtol=1e-4)
 
 
-def test_conv2d_blocks_of_images_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, w = RNG.normal(size=(5, 6, 6, 2)), RNG.normal(size=(3, 3, 2, 3))
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_conv2d_blocks_of_images_agree_with_the_whole(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = RNG.normal(size=(5, 6, 6, 2) if layout == "NHWC" else (5, 2, 6, 6)), RNG.normal(size=(3, 3, 2, 3))
     with Graph().as_default():
         a, b = constant(x), constant(w)
-        from_images = nn.conv2d(a, b)
+        from_images = nn.conv2d(a, b, data_format=layout)
         grads = gradients(sum(square(from_images)), [a, b])
         whole = evaluate([from_images, *grads])
         monkeypatch.setattr("nbflow.backends.numpy.conv._BLOCK_BYTES", 1)

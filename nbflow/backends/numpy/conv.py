@@ -8,6 +8,7 @@ K. Chellapilla, S. Puri, P. Simard, "High Performance Convolutional Neural Netwo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -50,10 +51,10 @@ def _prepared(dtype: np.dtype[Any], *arrays: Array) -> list[Array]:
     return [a.astype(wide(dtype), copy=False) for a in arrays]
 
 
-def _blocks(windows: Windows, padded: Array) -> Iterator[tuple[slice, slice]]:
+def _blocks(windows: Windows, padded: Array, channels: int) -> Iterator[tuple[slice, slice]]:
     """(examples, windows of the first dimension) whose patches fill a block."""
     n = padded.shape[0]
-    row = prod(windows.count[1:]) * prod(windows.kernel) * padded.shape[-1] * padded.dtype.itemsize
+    row = prod(windows.count[1:]) * prod(windows.kernel) * channels * padded.dtype.itemsize
     fit = max(1, _BLOCK_BYTES // max(row, 1))
     rows = windows.count[0]
     examples = max(1, fit // max(rows, 1))
@@ -93,8 +94,9 @@ def conv(
     image, filters = _prepared(dtype, _last(x, data_format), w)
     _check_channels(image.shape[-1], w, groups)
     windows = Windows.of(image.shape[1:-1], w.shape[:-2], strides, padding, dilation)
-    if windows.is_pointwise and groups == 1 and is_channels_first(data_format):
-        return _pointwise(image, filters, dtype, out)
+    # Filters are laid out anew there, which pays where there are more windows than numbers in a filter.
+    if is_channels_first(data_format) and groups == 1 and image.shape[0] * prod(windows.count) > prod(w.shape[:-1]):
+        return _channels_first(x.astype(wide(dtype), copy=False), filters, replace(windows, first=2), dtype, out)
     shape = (image.shape[0], *windows.count, w.shape[-1])
     direct = out is not None and not is_channels_first(data_format) and out.flags.c_contiguous
     y = out if out is not None and direct and out.dtype == image.dtype else np.empty(shape, image.dtype)
@@ -106,21 +108,32 @@ def conv(
     return _result(y, data_format, dtype, out)
 
 
-def _pointwise(image: Array, w: Array, dtype: np.dtype[Any], out: Array | None) -> Array:
-    """A window of one place with the channels first is a product of matrices, without moving anything."""
-    n, *places, channels = image.shape
-    first = np.moveaxis(image, -1, 1).reshape(n, channels, -1)
-    made = np.matmul(w.reshape(channels, -1).T, first).reshape(n, -1, *places)
+def _channels_first(x: Array, w: Array, windows: Windows, dtype: np.dtype[Any], out: Array | None) -> Array:
+    """The result as it is laid out, filters · patches, so that nothing but the patches is moved."""
+    n, channels = x.shape[:2]
+    outputs, size = w.shape[-1], prod(w.shape[:-1])
+    y = np.empty((n, outputs, *windows.count), x.dtype)
+    if out is not None and out.dtype == x.dtype and out.flags.c_contiguous:
+        y = out
+    filters = np.moveaxis(w, (-1, -2), (0, 1)).reshape(outputs, size)  # (outputs, channels · kernel)
+    padded = windows.pad(x)
+    for part, rows in _blocks(windows, padded, channels):
+        patches = padded[part] if windows.is_pointwise else windows.unfold_first(padded[part])
+        lead = (slice(None),) * (patches.ndim - len(windows.count))
+        columns = patches[(*lead, rows)].reshape(patches.shape[0], size, -1)
+        target = y[part, :, rows]
+        target[...] = np.matmul(filters, columns).reshape(target.shape)
     if out is None:
-        return np.asarray(made, dtype)
-    np.copyto(out, made, casting="same_kind")
+        return np.asarray(y, dtype)
+    if y is not out:
+        np.copyto(out, y, casting="same_kind")
     return out
 
 
 def _forward(padded: Array, w: Array, windows: Windows, y: Array, groups: int) -> None:
     depth, outputs = w.shape[-2:]
     size, some = prod(w.shape[:-1]), outputs // groups
-    for part, rows in _blocks(windows, padded):
+    for part, rows in _blocks(windows, padded, padded.shape[-1]):
         patches = windows.unfold(padded[part])[:, rows]
         target = y[part, rows].reshape(-1, outputs)  # a view: either all rows, or those of one example
         for g in range(groups):
@@ -185,7 +198,7 @@ def _fold(padded: Array, grad: Array, w: Array, windows: Windows, groups: int) -
     size, some = prod(w.shape[:-1]), outputs // groups
     whole = (slice(None),) * len(windows.kernel)
     step = windows.strides[0]
-    for part, rows in _blocks(windows, padded):
+    for part, rows in _blocks(windows, padded, padded.shape[-1]):
         given = grad[part, rows].reshape(-1, outputs)
         for g in range(groups):
             filters = w[..., g * some : (g + 1) * some].reshape(size, some)
@@ -227,7 +240,7 @@ def conv_filter_grad(
             filters[at] = np.einsum(f"{letters}c,{letters}cm->cm", padded[picked], split)
         return made.astype(dtype, copy=False)
     size, some = prod(kernel) * depth, outputs // groups
-    for part, rows in _blocks(windows, padded):
+    for part, rows in _blocks(windows, padded, padded.shape[-1]):
         patches = windows.unfold(padded[part])[:, rows]
         given = grad[part, rows].reshape(-1, outputs)
         for g in range(groups):

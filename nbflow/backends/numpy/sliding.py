@@ -116,6 +116,16 @@ class Windows:
             whole, (n, *self.count, *self.kernel, c), (per, *windows, *taps, last), writeable=False
         )
 
+    def unfold_first(self, x: Array) -> Array:
+        """A view of padded `x` (n, c, *places) as (n, c, *kernel, *count)."""
+        whole = x[(slice(None), slice(None), *(slice(o, None) for o in self.offset))]
+        per, last, *steps = whole.strides
+        windows = [s * step for s, step in zip(steps, self.strides, strict=True)]
+        taps = [s * d for s, d in zip(steps, self.dilation, strict=True)]
+        return np.lib.stride_tricks.as_strided(
+            whole, (*x.shape[:2], *self.kernel, *self.count), (per, last, *taps, *windows), writeable=False
+        )
+
     def coverage(self, border: bool, dtype: np.dtype[Any]) -> Array:
         """How many places each window covers, of shape `count` and dimensions of 1 after; with `border`, padding too.
 
