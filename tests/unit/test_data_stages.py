@@ -13,9 +13,10 @@ import pytest
 import nbflow as nf
 from nbflow import data
 from nbflow.data import build as building
+from nbflow.data import iterator as iterating
 from nbflow.data.build import Environment
 from nbflow.data.iterator import DataIterator
-from nbflow.errors import DataError, EndOfData, OpError
+from nbflow.errors import DataError, DeadlineExceeded, EndOfData, OpError
 from nbflow.graph import Graph
 from nbflow.session import Session
 from tests.unit.data_checks import check_resumes, drain, elements
@@ -402,6 +403,30 @@ def test_closing_ends_long_work() -> None:
     iterator.close()
     waiter.join(20)
     assert len(heard) == 1
+
+
+def test_a_generator_that_hangs_does_not_keep_a_session_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(iterating, "_JOIN_S", 0.05)
+    begun, let_go = threading.Event(), threading.Event()
+
+    def give() -> Iterator[int]:
+        begun.set()
+        let_go.wait(20)
+        yield 1
+
+    with Graph().as_default() as graph:
+        session = Session(graph=graph)
+        kept = nf.queue(2, ("int64", ()))
+        stuck = data.from_generator(give, ("int64", ())).prefetch(1).next(name="stuck")["x"]
+        session.run(kept.size())
+        with pytest.raises(DeadlineExceeded):
+            session.run(stuck, deadline_s=0.05)
+        assert begun.wait(20)
+        session.close()
+    assert "dataset stuck/iterator: the thread that reads the dataset did not stop" in caplog.text
+    let_go.set()
 
 
 def test_an_element_is_split_among_replicas_only_where_it_has_rows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,9 @@ from nbflow.data.describe import draws_from_graph
 from nbflow.data.iterator import VERSION, DataIterator, check_state
 from nbflow.data.snapshot import pack, unpack
 from nbflow.data.stages import State
+from nbflow.errors import DataError
+
+log = logging.getLogger("nbflow.data")
 
 TABLE = Table()
 
@@ -82,10 +86,15 @@ class Holder:
             iterator.close()
 
     def close(self) -> None:
-        """Called when the store drops the state."""
+        """Called when the store drops the state. One that does not give way, such as a generator that waits for
+        something, must not keep the rest of a session from being freed: it is logged, and left to its thread."""
         with self._lock:
-            for _, iterator in self._iterators.values():
+            gone, self._iterators = self._iterators, {}
+        for _, iterator in gone.values():
+            try:
                 iterator.close()
+            except DataError as error:
+                log.warning("dataset %s: %s", self.name, error)
 
     def _furthest(self) -> DataIterator | None:
         with self._lock:
