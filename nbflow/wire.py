@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -54,9 +55,20 @@ class Blobs:
         message.blob = digest
 
 
+# Of arrays that are not written to, such as a dataset's: every plan that uses one would read all of it again.
+_digests: dict[int, tuple[weakref.ref[HostArray], str]] = {}
+
+
 def digest_of(value: HostArray) -> str:
-    """SHA-256 (hex) of an array's bytes in C order."""
-    return hashlib.sha256(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data).hexdigest()
+    """SHA-256 (hex) of an array's bytes in C order; of one that is read-only, worked out once."""
+    number = id(value)
+    known = _digests.get(number)
+    if known is not None and known[0]() is value:
+        return known[1]
+    found = hashlib.sha256(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data).hexdigest()
+    if not value.flags.writeable:
+        _digests[number] = (weakref.ref(value, lambda _: _digests.pop(number, None)), found)
+    return found
 
 
 def blob_reader(find: Callable[[str], bytes | bytearray | memoryview | None]) -> Get:

@@ -251,3 +251,18 @@ def test_generated_modules_are_up_to_date(tmp_path: Path) -> None:
 
 def _protobuf_version(text: str) -> str:
     return next((line for line in text.splitlines() if line.startswith("# Protobuf Python Version")), "")
+
+
+def test_the_digest_of_an_array_that_stays_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    real = wire.hashlib.sha256
+    monkeypatch.setattr(wire.hashlib, "sha256", lambda data: hashed.append(len(data)) or real(data))
+    stays, changes = np.arange(10), np.arange(10)
+    stays.flags.writeable = False
+    assert wire.digest_of(stays) == wire.digest_of(stays) == wire.digest_of(changes)
+    assert hashed == [80, 80]
+    changes[0] = 1
+    assert wire.digest_of(changes) != wire.digest_of(stays)
+    before = len(wire._digests)
+    del stays
+    assert len(wire._digests) == before - 1
