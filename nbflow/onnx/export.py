@@ -297,12 +297,15 @@ def _model(asked: Asked, writer: Writer, opset: int) -> ModelProto:
 
 
 def _with_shapes(model: ModelProto) -> ModelProto:
-    """With inferred shapes. Raises InferenceError when types or shapes contradict each other."""
+    """With inferred shapes. Raises GraphError when ONNX's operators do not take the types or shapes they get."""
     try:
         return shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError:
         # Following the values of shapes takes some vectors for shapes that are none, and then refuses their product.
-        return shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        try:
+            return shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        except shape_inference.InferenceError as error:
+            raise GraphError(f"ONNX refuses the model, in opset {model.opset_import[0].version}: {error}") from None
 
 
 def _inferred(value: ValueInfoProto) -> list[int | str | None] | None:

@@ -5,12 +5,23 @@
 
 from __future__ import annotations
 
-from nbflow.onnx.exporting import control, dynamic, elementwise, indexing, nn, reductions, shaping, state, windows
+from nbflow.onnx.exporting import (
+    boxes,
+    control,
+    dynamic,
+    elementwise,
+    indexing,
+    nn,
+    reductions,
+    shaping,
+    state,
+    windows,
+)
 from nbflow.onnx.exporting.state import REASONS, UPDATES
 from nbflow.onnx.exporting.writer import Rule
 
 RULES: dict[str, Rule] = {}
-for _family in (elementwise, shaping, indexing, dynamic, reductions, nn, windows, control, state):
+for _family in (elementwise, shaping, indexing, dynamic, reductions, nn, windows, boxes, control, state):
     assert not RULES.keys() & _family.RULES.keys(), "an op has rules in two families"
     RULES.update(_family.RULES)
 

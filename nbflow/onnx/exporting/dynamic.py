@@ -130,3 +130,8 @@ def _gated(s: Site, x: str, y: str) -> str:
     if s.node.op == "gated_divide":
         return s.add("Where", nothing, zero, s.add("Div", x, y))
     return s.add("Where", s.add("Or", nothing, s.add("Equal", y, zero)), zero, s.add("Mul", x, y))
+
+
+@RULES.writes("bitcast")
+def _bitcast(s: Site, x: str) -> str:
+    return s.add("BitCast", x, to=s.out.dtype)

@@ -53,7 +53,11 @@ ROUNDING = {"floor": "Floor", "ceil": "Ceil", "round": "Round"}
 
 
 def _unary(op: str) -> Rule:
-    return lambda s, x: s.add(op, s.cast(x, s.specs[0].dtype, s.out.dtype))
+    def rule(s: Site, x: str) -> str:
+        keep = "int8 int16 int32 int64" if op == "Neg" else "int8 int16 int32 int64 uint8 uint16 uint32 uint64"
+        return s.widely(op, s.cast(x, s.specs[0].dtype, s.out.dtype), dtype=s.out.dtype, keep=keep)
+
+    return rule
 
 
 def _rounding(op: str) -> Rule:
@@ -168,8 +172,17 @@ def _copysign(s: Site, x: str, y: str) -> str:
 
 # --- two inputs ------------------------------------------------------------------------------------------------------
 
-BINARY = {"add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "pow": "Pow",
-          "maximum": "Max", "minimum": "Min"}  # fmt: skip
+_INTEGERS = "int8 int16 int32 int64 uint8 uint16 uint32 uint64"
+# (operator, the one for booleans, integer dtypes that runtimes have kernels for)
+BINARY = {
+    "add": ("Add", "Or", _INTEGERS),
+    "subtract": ("Sub", "", _INTEGERS),
+    "multiply": ("Mul", "And", _INTEGERS),
+    "divide": ("Div", "", _INTEGERS),
+    "pow": ("Pow", "", "int64"),
+    "maximum": ("Max", "Or", "int8 int32 int64 uint8 uint32 uint64"),
+    "minimum": ("Min", "And", "int8 int32 int64 uint8 uint32 uint64"),
+}
 COMPARISONS = {"equal": "Equal", "less": "Less", "less_equal": "LessOrEqual", "greater": "Greater",
                "greater_equal": "GreaterOrEqual"}  # fmt: skip
 LOGICAL = {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor"}
@@ -188,12 +201,21 @@ def _common(s: Site) -> np.dtype[Any]:
     return result_dtype(s.specs[0].dtype, s.specs[1].dtype)
 
 
-def _binary(op: str) -> Rule:
-    return lambda s, x, y: s.add(op, *_promoted(s, x, y))
+def _binary(op: str, of_booleans: str, keep: str) -> Rule:
+    def rule(s: Site, x: str, y: str) -> str:
+        if s.out.dtype == BOOL and of_booleans:
+            return s.add(of_booleans, x, y)
+        return s.widely(op, *_promoted(s, x, y), dtype=s.out.dtype, keep=keep)
+
+    return rule
 
 
 def _comparison(op: str) -> Rule:
-    return lambda s, x, y: s.add(op, *_promoted(s, x, y, _common(s)))
+    def rule(s: Site, x: str, y: str) -> str:
+        common = _common(s)
+        return s.add(op, *_promoted(s, x, y, INT64 if common == BOOL and op != "Equal" else common))
+
+    return rule
 
 
 def _logical(op: str) -> Rule:
@@ -204,14 +226,14 @@ def _bitwise(integers: str, booleans: str) -> Rule:
     return lambda s, x, y: s.add(booleans if s.out.dtype == BOOL else integers, *_promoted(s, x, y))
 
 
-for _name, _op in BINARY.items():
-    RULES[_name] = _binary(_op)
+for _name, _ops in BINARY.items():
+    RULES[_name] = _binary(*_ops)
 for _name, _op in COMPARISONS.items():
     RULES[_name] = _comparison(_op)
 for _name, _op in LOGICAL.items():
     RULES[_name] = _logical(_op)
-for _name, _ops in BITWISE.items():
-    RULES[_name] = _bitwise(*_ops)
+for _name, _pair in BITWISE.items():
+    RULES[_name] = _bitwise(*_pair)
 
 
 @RULES.writes("not_equal")
@@ -269,7 +291,9 @@ def _floor_divide(s: Site, x: str, y: str) -> str:
     if kind_of(s.out.dtype) != "f":
         return found
     by_zero = s.add("Equal", y, s.const(0, s.out.dtype))
-    return s.add("Where", by_zero, s.add("Div", x, y), s.add("Round", found))
+    wide = s.out.dtype if s.out.dtype.itemsize > 2 else FLOAT  # a half has no Round in older operator sets
+    whole = s.cast(s.add("Round", s.cast(found, s.out.dtype, wide)), wide, s.out.dtype)
+    return s.add("Where", by_zero, s.add("Div", x, y), whole)
 
 
 @RULES.writes("atan2")
@@ -311,15 +335,18 @@ def _logaddexp(s: Site, x: str, y: str) -> str:
 
 @RULES.writes("where")
 def _where(s: Site, condition: str, x: str, y: str) -> str:
-    chosen = [s.cast(v, spec.dtype, s.out.dtype) for v, spec in zip((x, y), s.specs[1:], strict=True)]
-    return s.add("Where", s.cast(condition, s.specs[0].dtype, BOOL), *chosen)
+    held, dtype = s.cast(condition, s.specs[0].dtype, BOOL), s.out.dtype
+    # Kernels are there for these and floating numbers.
+    wide = dtype if kind_of(dtype) == "f" or dtype.name in ("int8", "int32", "int64", "uint8", "uint32") else INT64
+    chosen = [s.cast(s.cast(v, spec.dtype, dtype), dtype, wide) for v, spec in zip((x, y), s.specs[1:], strict=True)]
+    return s.cast(s.add("Where", held, *chosen), wide, dtype)
 
 
 @RULES.writes("clip")
 def _clip(s: Site, x: str) -> str:
     for op, bound in (("Max", s.attrs["min"]), ("Min", s.attrs["max"])):
         if bound is not None:
-            x = s.add(op, x, s.const(bound, s.out.dtype))
+            x = s.widely(op, x, s.const(bound, s.out.dtype), dtype=s.out.dtype, keep=BINARY["maximum"][2])
     return x
 
 

@@ -16,7 +16,9 @@ RULES = Rules()
 
 @RULES.writes("relu")
 def _relu(s: Site, x: str) -> str:
-    return s.add("Relu", x) if kind_of(s.out.dtype) == "f" else s.add("Max", x, s.const(0, s.out.dtype))
+    if kind_of(s.out.dtype) == "f":
+        return s.add("Relu", x)
+    return s.widely("Max", x, s.const(0, s.out.dtype), dtype=s.out.dtype, keep="int32 int64")
 
 
 @RULES.writes("relu_grad")

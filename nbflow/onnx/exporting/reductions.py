@@ -128,7 +128,7 @@ def _matmul(s: Site, x: str, y: str) -> str:
         x = swapped(s, x, s.rank(0))
     if s.attrs.get("transpose_b"):
         y = swapped(s, y, s.rank(1))
-    return s.add("MatMul", x, y)
+    return s.widely("MatMul", x, y, dtype=dtype, keep="int32 int64 uint32 uint64")
 
 
 @RULES.writes("det")

@@ -247,9 +247,10 @@ def _repeat_grad(s: Site, x: str) -> str:
 
 @RULES.writes("pad")
 def _pad(s: Site, x: str) -> str:
-    widths = s.attrs["widths"]
-    return s.add("Pad", x, s.ints(*[w[0] for w in widths], *[w[1] for w in widths]),
-                 s.const(s.attrs["value"], s.out.dtype))  # fmt: skip
+    widths, dtype = s.attrs["widths"], s.out.dtype
+    wide = INT64 if dtype.name in ("int16", "uint16") else dtype  # for which runtimes have no kernel
+    ends = s.ints(*[w[0] for w in widths], *[w[1] for w in widths])
+    return s.cast(s.add("Pad", s.cast(x, dtype, wide), ends, s.const(s.attrs["value"], wide)), wide, dtype)
 
 
 @RULES.writes("triu", "tril")

@@ -46,6 +46,7 @@ REASONS: dict[str, str] = {
     **dict.fromkeys(
         (
             "conv_filter_grad", "resize_grad", "max_pool_grad", "max_pool_pick", "avg_pool_grad", "pad_crop",
+            "roi_align_grad",
             "prod_others", "prod_others_grad",
         ),
         _GRADIENT,
@@ -66,10 +67,11 @@ REASONS: dict[str, str] = {
         "an ONNX file holds no data set; make the tensors of the batch inputs of the model",
     ),
     "argument": "it belongs to the body of an op, and is given by that op",
-    "bitcast": "ONNX has no operator that looks at the bits of a number (BitCast of opset 26 is in no runtime yet)",
     "nextafter": "ONNX has no operator that looks at the bits of a number",
     "random_permutation": "ONNX has no operator that draws integers",
     "random_integers": "ONNX has no operator that draws integers",
+    "fold": "ONNX's Col2Im is not used by nbflow yet",
+    "random_gamma": "ONNX has no operator that draws from a gamma distribution",
     "random_truncated_normal": "ONNX has no operator that draws from a truncated distribution",
     "send": "it is no op of a graph, but of its parts",
     "recv": "it is no op of a graph, but of its parts",

@@ -14,7 +14,7 @@ import numpy as np
 from nbflow.onnx.exporting.indexing import product
 from nbflow.onnx.exporting.shaping import target
 from nbflow.onnx.exporting.writer import INT64, LAST, Rules, Site, Size
-from nbflow.ops.windows import is_channels_first, output_size, pads, places_of
+from nbflow.ops.windows import channels_of, is_channels_first, output_size, pads, places_of
 from nbflow.spec import Dim
 
 RULES = Rules()
@@ -253,6 +253,22 @@ def _max_unpool_grad(s: Site, dy: str, ids: str) -> str:
     where = s.cast(_flat(s, ids, 1), s.specs[1].dtype, INT64)
     picked = s.add("GatherElements", _flat(s, dy, 0), where, axis=_places_axis(s))
     return s.add("Reshape", picked, s.shape(ids), allowzero=1)
+
+
+@RULES.writes("unfold")
+def _unfold(s: Site, x: str) -> str:
+    """A convolution of each channel with filters that pick one place of the window each."""
+    window, dtype = s.attrs["window"], s.out.dtype
+    channels, count = channels_of(s.specs[0].shape, s.attrs["data_format"]), math.prod(window)
+    if channels is None:
+        s.fail("its windows need a known number of channels")
+    n = len(window)
+    images, padding = _padded(s, _channels_first(s, x), window)
+    filters = np.tile(np.eye(count, dtype=dtype).reshape(count, 1, *window), (channels, *[1] * (n + 1)))
+    made = s.add("Conv", images, s.const(filters), group=channels, **padding, **_geometry(s))
+    counts = [s.size(made, 2 + axis) for axis in range(n)]
+    parts = s.reshape(made, [s.size(x, 0, s.specs[0]), channels, count, *counts])
+    return s.transpose(parts, [0, *range(3, 3 + n), 2, 1])
 
 
 # --- interpolation ---------------------------------------------------------------------------------------------------

@@ -189,6 +189,13 @@ class Site:
             return self.const(known.astype(wanted))
         return self.add("Cast", x, to=wanted)
 
+    def widely(self, op: str, *inputs: str, dtype: np.dtype[Any], keep: str = "", **attrs: Any) -> str:
+        """A node whose inputs and output are all `dtype`; computed in int64 for integers and booleans, which wraps
+        around as they do, unless the dtype is one of `keep`, those that runtimes have kernels for."""
+        if kind_of(dtype) == "f" or dtype.name in keep.split():
+            return self.add(op, *inputs, **attrs)
+        return self.cast(self.add(op, *[self.cast(x, dtype, INT64) for x in inputs], **attrs), INT64, dtype)
+
     def transpose(self, x: str, axes: Sequence[int]) -> str:
         """`x` with its dimensions in another order; of a constant, another constant."""
         if list(axes) == list(range(len(axes))):
