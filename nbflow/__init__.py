@@ -61,6 +61,24 @@ from nbflow.notebook import load_ipython_extension, show, unload_ipython_extensi
 from nbflow.ops import *  # noqa: F403  # the list is `nbflow.ops.__all__`
 from nbflow.ops.composed import e, inf, nan, newaxis, pi
 from nbflow.ops.slices import IndexedSlices
+from nbflow.ops.standard import __array_namespace_info__ as __array_namespace_info__
+from nbflow.ops.standard import (
+    bfloat16,
+    bool,
+    complex64,
+    complex128,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
 from nbflow.optimize import set_passes
 from nbflow.recompute import checkpoint
 from nbflow.saved import SavedModel, export, load
@@ -69,6 +87,7 @@ from nbflow.spec import TensorSpec
 from nbflow.variable import Variable, trainable_variables
 
 __version__ = "0.1.0"
+__array_api_version__ = "2024.12"
 
 __all__ = [
     "DeviceSpec",
@@ -81,9 +100,13 @@ __all__ = [
     "Tensor",
     "TensorSpec",
     "Variable",
+    "bfloat16",
+    "bool",
     "checkpoint",
     "cluster",
     "colocate_with",
+    "complex64",
+    "complex128",
     "control_dependencies",
     "current_session",
     "data",
@@ -96,6 +119,9 @@ __all__ = [
     "export",
     "feed",
     "fft",
+    "float16",
+    "float32",
+    "float64",
     "get_cluster",
     "get_graph",
     "gradients",
@@ -103,6 +129,10 @@ __all__ = [
     "hessian_vector_product",
     "image",
     "inf",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
     "jvp",
     "layers",
     "linalg",
@@ -128,6 +158,10 @@ __all__ = [
     "testing",
     "train",
     "trainable_variables",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
     "unload_ipython_extension",
 ]
 __all__ += ops.__all__

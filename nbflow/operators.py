@@ -5,11 +5,17 @@ Each builds an op. The functions that do so live far above, in `nbflow.ops`, whi
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbflow.graph import Tensor
+
+# What `nf` offers at least; later versions of the standard only add to earlier ones.
+ARRAY_API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12")
 
 # Filled by `nbflow.ops`.
 TENSOR_METHODS: dict[str, Callable[..., Tensor]] = {}
@@ -100,6 +106,18 @@ class Operators:
     def __rxor__(self, other: Any) -> Tensor:
         return TENSOR_METHODS["bitwise_xor"](other, self)
 
+    def __lshift__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_left_shift"](self, other)
+
+    def __rlshift__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_left_shift"](other, self)
+
+    def __rshift__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_right_shift"](self, other)
+
+    def __rrshift__(self, other: Any) -> Tensor:
+        return TENSOR_METHODS["bitwise_right_shift"](other, self)
+
     def __lt__(self, other: Any) -> Tensor:
         return TENSOR_METHODS["less"](self, other)
 
@@ -142,6 +160,28 @@ class Operators:
 
     def astype(self, dtype: Any) -> Tensor:
         return TENSOR_METHODS["astype"](self, dtype)
+
+    def to_device(self, device: Any, /, *, stream: Any = None) -> Tensor:
+        """The same value on `device`. Raises ValueError for a `stream`, which no device here has."""
+        if stream is not None:
+            raise ValueError(f"to_device takes no stream here, got {stream!r}")
+        return TENSOR_METHODS["to_device"](self, device)
+
+    def __array_namespace__(self, /, *, api_version: str | None = None) -> ModuleType:
+        """The module with the array API's functions. Raises ValueError for a version that it does not know."""
+        if api_version not in (None, *ARRAY_API_VERSIONS):
+            raise ValueError(f"versions of the array API are {', '.join(ARRAY_API_VERSIONS)}, not {api_version!r}")
+        return sys.modules[__name__.partition(".")[0]]
+
+    @property
+    def size(self) -> int | None:
+        """The number of elements, None where a dimension is not known."""
+        shape = self.shape  # type: ignore[attr-defined]  # of the class that mixes this in
+        return None if shape is None or None in shape else math.prod(shape)
+
+    @property
+    def mT(self) -> Tensor:  # noqa: N802  # the array API's name
+        return TENSOR_METHODS["matrix_transpose"](self)
 
     @property
     def T(self) -> Tensor:  # noqa: N802  # the array API's name

@@ -36,6 +36,7 @@ from nbflow.ops.composed import (
     empty_like,
     from_dlpack,
     meshgrid,
+    repeat,
 )
 from nbflow.ops.contraction import (
     einsum,
@@ -169,7 +170,6 @@ from nbflow.ops.manipulation import (
     moveaxis,
     pad,
     permute_dims,
-    repeat,
     roll,
     squeeze,
     tile,
@@ -234,6 +234,9 @@ from nbflow.ops.shape import (
     reshape,
     shape_of,
 )
+from nbflow.ops.standard import (
+    to_device,
+)
 
 # What operators and methods of a tensor build.
 TENSOR_METHODS.update(
@@ -266,6 +269,9 @@ TENSOR_METHODS.update(
     reshape=reshape,
     astype=astype,
     matrix_transpose=matrix_transpose,
+    bitwise_left_shift=bitwise_left_shift,
+    bitwise_right_shift=bitwise_right_shift,
+    to_device=to_device,
 )
 
 __all__ = [
@@ -424,6 +430,7 @@ __all__ = [
     "tanh",
     "tensordot",
     "tile",
+    "to_device",
     "tril",
     "triu",
     "trunc",

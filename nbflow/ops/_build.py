@@ -6,14 +6,16 @@ themselves, and a Python scalar is weak: it takes the dtype of the tensor it mee
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from nbflow.device import DeviceSpec
 from nbflow.errors import DTypeError, GraphError, ShapeError
-from nbflow.graph import Graph, Node, Tensor, graph_for
+from nbflow.graph import Graph, Node, Tensor, get_graph, graph_for
 from nbflow.op import Attrs, ShapeRule
 from nbflow.spec import (
     BFLOAT16,
@@ -28,6 +30,7 @@ from nbflow.spec import (
     result_dtype,
 )
 
+DeviceLike = str | DeviceSpec | None
 ArrayLike = Any  # Tensor, Variable, numpy array, Python scalar, or nested sequences of these
 
 # Python floats without a tensor beside them become float32, as in every deep learning library: float64 constants would
@@ -203,6 +206,22 @@ def unary(op: str, x: ArrayLike, attrs: Mapping[str, Any] | None = None, *, name
 def binary(op: str, x: ArrayLike, y: ArrayLike, *, name: str | None = None) -> Tensor:
     """`op(x, y)`, in which a Python scalar takes the dtype of the other operand."""
     return build(op, convert_promoted((x, y)), name=name)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def placing(function: F) -> F:
+    """`function` with its argument `device`: what it makes asks for that device (see `nf.device`)."""
+
+    @functools.wraps(function)
+    def placed(*args: Any, device: DeviceLike = None, **more: Any) -> Any:
+        if device is None:
+            return function(*args, **more)
+        with get_graph().device(device):
+            return function(*args, **more)
+
+    return cast(F, placed)
 
 
 def named(function: Callable[..., Tensor], name: str, doc: str, module: str) -> Any:

@@ -12,28 +12,33 @@ from typing import Any
 import numpy as np
 
 from nbflow import op
-from nbflow.errors import ShapeError
+from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import (
     BOOL,
     ArrayLike,
+    DeviceLike,
     as_tensor,
     build,
     convert,
     convert_all,
     known_rank,
+    placing,
     require_kind,
     unary,
 )
 from nbflow.ops._complex import fitted, holomorphic
-from nbflow.ops.creation import constant, identity, ones_like, zeros, zeros_like
+from nbflow.ops.creation import arange, constant, identity, ones_like, zeros, zeros_like
 from nbflow.ops.elementwise import astype, logical_or, not_equal, where
+from nbflow.ops.indexing import take
 from nbflow.ops.joining import concat
 from nbflow.ops.manipulation import expand_dims, moveaxis, tril
-from nbflow.ops.reduction import accumulator
+from nbflow.ops.manipulation import repeat as repeat_evenly
+from nbflow.ops.reduction import accumulator, cumulative_sum
 from nbflow.ops.reduction import sum as sum_over
-from nbflow.ops.shape import ShapeLike, broadcast_like
+from nbflow.ops.sets import searchsorted
+from nbflow.ops.shape import ShapeLike, broadcast_like, reshape
 from nbflow.spec import Dim, DTypeLike, TensorSpec, as_dtype, kind_of, normalize_axis
 
 Grads = Sequence[Tensor | None]
@@ -48,9 +53,23 @@ newaxis = None
 # --- conversion and creation -----------------------------------------------------------------------------------------
 
 
-def asarray(value: ArrayLike, /, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
-    """`value` as a tensor: one passes as it is (converted to `dtype` if that differs), others become constants."""
+@placing
+def asarray(
+    value: ArrayLike,
+    /,
+    *,
+    dtype: DTypeLike = None,
+    device: DeviceLike = None,
+    copy: bool | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """`value` as a tensor: one passes as it is (converted to `dtype` if that differs), others become constants.
+
+    Raises GraphError for `copy=False` with anything but a tensor: constants are copies.
+    """
     tensor = as_tensor(value)
+    if copy is False and tensor is None:
+        raise GraphError("a constant is a copy of its value; leave out copy=False")
     if tensor is None:
         return constant(value, dtype, name=name)
     if dtype is not None and as_dtype(dtype) != tensor.dtype:
@@ -58,19 +77,53 @@ def asarray(value: ArrayLike, /, *, dtype: DTypeLike = None, name: str | None = 
     return tensor if name is None else identity(tensor, name=name)
 
 
-def from_dlpack(x: Any, /, *, name: str | None = None) -> Tensor:
-    """A constant with the values of an array of another library, by the DLPack protocol; on the host."""
+@placing
+def from_dlpack(x: Any, /, *, device: DeviceLike = None, copy: bool | None = None, name: str | None = None) -> Tensor:
+    """A constant with the values of an array of another library, by the DLPack protocol; on the host.
+
+    Raises GraphError for `copy=False`: constants are copies.
+    """
+    if copy is False:
+        raise GraphError("a constant is a copy of its value; leave out copy=False")
     return constant(np.from_dlpack(x), name=name)
 
 
-def empty(shape: ShapeLike, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def empty(shape: ShapeLike, *, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None) -> Tensor:
     """A tensor whose values nobody should read; they are zeros, so that runs repeat. float32 unless given."""
     return zeros(shape, dtype=dtype, name=name)
 
 
-def empty_like(x: ArrayLike, /, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def empty_like(
+    x: ArrayLike, /, *, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None
+) -> Tensor:
     """A tensor in the shape of `x` whose values nobody should read; they are zeros, so that runs repeat."""
     return zeros_like(x, dtype=dtype, name=name)
+
+
+def repeat(x: ArrayLike, repeats: Any, /, *, axis: int | None = None, name: str | None = None) -> Tensor:
+    """Each element of `x` `repeats` times in a row, along `axis`; None: of the flattened tensor.
+
+    `repeats` is a positive int, or a vector of a number for each element, at least 0; the length of the result is then
+    known only at run time, unless they are no tensor.
+    """
+    if isinstance(repeats, (int, np.integer)) and not isinstance(repeats, bool):
+        return repeat_evenly(x, int(repeats), axis=axis, name=name)
+    tensor = convert(x)
+    if axis is None:
+        tensor, axis = reshape(tensor, (-1,)), 0
+    counts = convert(repeats)
+    require_kind(counts.spec, "iu", "numbers of repeats are integers")
+    length = None if tensor.shape is None else tensor.shape[normalize_axis(axis, len(tensor.shape))]
+    if counts.ndim != 1 or (length is not None and counts.shape not in ((length,), (None,))):
+        raise ShapeError(f"{counts!r} does not say for each of {length} elements how often it comes")
+    if as_tensor(repeats) is None:
+        places = convert(np.repeat(np.arange(len(repeats)), np.asarray(repeats)))
+    else:
+        ends = cumulative_sum(counts)
+        places = searchsorted(ends, arange(ends[-1], dtype=ends.dtype), side="right")
+    return take(tensor, places, axis=axis, name=name)
 
 
 # --- grids -----------------------------------------------------------------------------------------------------------

@@ -13,14 +13,17 @@ from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor, ToTensor, as_node, graph_for
 from nbflow.op import Attrs
 from nbflow.ops._build import (
+    DEFAULT_COMPLEX,
     DEFAULT_FLOAT,
     DEFAULT_INT,
     ArrayLike,
+    DeviceLike,
     as_tensor,
     build,
     build_node,
     constant_value,
     convert,
+    placing,
     same_infer,
     unary,
 )
@@ -142,7 +145,15 @@ op.define(
 )
 
 
-def full(shape: ShapeLike, fill_value: ArrayLike, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def full(
+    shape: ShapeLike,
+    fill_value: ArrayLike,
+    *,
+    dtype: DTypeLike = None,
+    device: DeviceLike = None,
+    name: str | None = None,
+) -> Tensor:
     """`fill_value` everywhere. `shape`: ints, or ints and integer tensors, or an integer vector.
 
     `fill_value` is a number; a scalar tensor goes through `nf.broadcast_to`. The dtype is float32, int64 or bool after
@@ -159,17 +170,22 @@ def full(shape: ShapeLike, fill_value: ArrayLike, *, dtype: DTypeLike = None, na
     return build("full", extra, {"value": value.item(), "dtype": value.dtype, "shape": attr}, name=name)
 
 
-def zeros(shape: ShapeLike, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def zeros(shape: ShapeLike, *, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None) -> Tensor:
     """Zeros; float32 unless `dtype` is given."""
     return full(shape, 0, dtype=DEFAULT_FLOAT if dtype is None else dtype, name=name)
 
 
-def ones(shape: ShapeLike, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def ones(shape: ShapeLike, *, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None) -> Tensor:
     """Ones; float32 unless `dtype` is given."""
     return full(shape, 1, dtype=DEFAULT_FLOAT if dtype is None else dtype, name=name)
 
 
-def full_like(x: ArrayLike, /, fill_value: Any, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def full_like(
+    x: ArrayLike, /, fill_value: Any, *, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None
+) -> Tensor:
     """`fill_value`, a number, in the shape of `x` (known only at run time, if need be) and its dtype unless given."""
     tensor = convert(x)
     value = constant_value(fill_value, tensor.dtype if dtype is None else dtype)
@@ -181,12 +197,18 @@ def full_like(x: ArrayLike, /, fill_value: Any, *, dtype: DTypeLike = None, name
     return build("full", extra, attrs, name=name, graph=graph_for([tensor]))
 
 
-def zeros_like(x: ArrayLike, /, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def zeros_like(
+    x: ArrayLike, /, *, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None
+) -> Tensor:
     """Zeros in the shape of `x`."""
     return full_like(x, 0, dtype=dtype, name=name)
 
 
-def ones_like(x: ArrayLike, /, *, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def ones_like(
+    x: ArrayLike, /, *, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None
+) -> Tensor:
     """Ones in the shape of `x`."""
     return full_like(x, 1, dtype=dtype, name=name)
 
@@ -213,8 +235,16 @@ op.define(
 )
 
 
+@placing
 def arange(
-    start: Any, /, stop: Any = None, step: Any = 1, *, dtype: DTypeLike = None, name: str | None = None
+    start: Any,
+    /,
+    stop: Any = None,
+    step: Any = 1,
+    *,
+    dtype: DTypeLike = None,
+    device: DeviceLike = None,
+    name: str | None = None,
 ) -> Tensor:
     """`start`, `start + step`, … up to, not including, `stop`; `arange(n)` counts from 0.
 
@@ -235,11 +265,21 @@ def arange(
     return build("arange", (), attrs, name=name)
 
 
+@placing
 def linspace(
-    start: float, stop: float, /, num: int, *, dtype: DTypeLike = None, endpoint: bool = True, name: str | None = None
+    start: complex,
+    stop: complex,
+    /,
+    num: int,
+    *,
+    dtype: DTypeLike = None,
+    endpoint: bool = True,
+    device: DeviceLike = None,
+    name: str | None = None,
 ) -> Tensor:
     """`num` evenly spaced numbers from `start` to `stop`, the latter included unless `endpoint` is false."""
-    value = np.linspace(start, stop, num, endpoint=endpoint, dtype=DEFAULT_FLOAT if dtype is None else as_dtype(dtype))
+    default = DEFAULT_COMPLEX if isinstance(start, complex) or isinstance(stop, complex) else DEFAULT_FLOAT
+    value = np.linspace(start, stop, num, endpoint=endpoint, dtype=default if dtype is None else as_dtype(dtype))
     return constant(value, name=name)
 
 
@@ -256,8 +296,16 @@ op.define(
 )
 
 
+@placing
 def eye(
-    n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: DTypeLike = None, name: str | None = None
+    n_rows: int,
+    n_cols: int | None = None,
+    /,
+    *,
+    k: int = 0,
+    dtype: DTypeLike = None,
+    device: DeviceLike = None,
+    name: str | None = None,
 ) -> Tensor:
     """Ones on the `k`-th diagonal of an (n_rows, n_cols) matrix of zeros; float32 unless `dtype` is given."""
     attrs = {

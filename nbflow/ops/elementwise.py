@@ -21,6 +21,7 @@ from nbflow.op import Attrs, Cost, GradientRule
 from nbflow.ops._build import (
     ArrayLike,
     Binary,
+    DeviceLike,
     Unary,
     as_tensor,
     binary,
@@ -31,6 +32,7 @@ from nbflow.ops._build import (
     convert_promoted,
     is_scalar,
     named,
+    placing,
     promote,
     require_kind,
     same_infer,
@@ -503,8 +505,14 @@ op.define(
 )
 
 
-def astype(x: ArrayLike, dtype: DTypeLike, /, *, name: str | None = None) -> Tensor:
-    """`x` in another dtype; `x` itself when it has it already. Floats become integers by truncation."""
+@placing
+def astype(
+    x: ArrayLike, dtype: DTypeLike, /, *, copy: bool = True, device: DeviceLike = None, name: str | None = None
+) -> Tensor:
+    """`x` in another dtype; `x` itself when it has it already. Floats become integers by truncation.
+
+    `copy` is the standard's and changes nothing: the value of a tensor never does.
+    """
     tensor = convert(x)
     wanted = as_dtype(dtype)
     if tensor.dtype == wanted and name is None:

@@ -18,11 +18,13 @@ from nbflow.op import Attrs, Cost, GradientRule
 from nbflow.ops._build import (
     DEFAULT_FLOAT,
     ArrayLike,
+    DeviceLike,
     axis_attr,
     build,
     convert,
     int_tuple,
     known_rank,
+    placing,
     require_kind,
     same_infer,
 )
@@ -309,12 +311,18 @@ def irfftn(
 # --- frequencies and shifts ------------------------------------------------------------------------------------------
 
 
-def fftfreq(n: int, /, *, d: float = 1.0, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def fftfreq(
+    n: int, /, *, d: float = 1.0, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None
+) -> Tensor:
     """The frequencies of the points of `fft`, in cycles per unit of the spacing `d`; float32 unless given."""
     return constant(np.fft.fftfreq(_points(n), d), DEFAULT_FLOAT if dtype is None else as_dtype(dtype), name=name)
 
 
-def rfftfreq(n: int, /, *, d: float = 1.0, dtype: DTypeLike = None, name: str | None = None) -> Tensor:
+@placing
+def rfftfreq(
+    n: int, /, *, d: float = 1.0, dtype: DTypeLike = None, device: DeviceLike = None, name: str | None = None
+) -> Tensor:
     """The frequencies of the points of `rfft`, in cycles per unit of the spacing `d`; float32 unless given."""
     return constant(np.fft.rfftfreq(_points(n), d), DEFAULT_FLOAT if dtype is None else as_dtype(dtype), name=name)
 

@@ -327,11 +327,18 @@ op.define(
 )
 
 
-def sort(x: ArrayLike, /, *, axis: int = -1, descending: bool = False, name: str | None = None) -> Tensor:
-    """`x` sorted along `axis`; equal elements keep their order."""
+def sort(
+    x: ArrayLike, /, *, axis: int = -1, descending: bool = False, stable: bool = True, name: str | None = None
+) -> Tensor:
+    """`x` sorted along `axis`; equal elements keep their order, whatever `stable` is. NaN counts as the greatest."""
     return unary("sort", x, {"axis": int(axis), "descending": bool(descending)}, name=name)
 
 
-def argsort(x: ArrayLike, /, *, axis: int = -1, descending: bool = False, name: str | None = None) -> Tensor:
-    """The int64 indices that sort `x` along `axis`; equal elements keep their order."""
+def argsort(
+    x: ArrayLike, /, *, axis: int = -1, descending: bool = False, stable: bool = True, name: str | None = None
+) -> Tensor:
+    """The int64 indices that sort `x` along `axis`; equal elements keep their order, whatever `stable` is.
+
+    NaN counts as the greatest: last, or first when `descending`.
+    """
     return unary("argsort", x, {"axis": int(axis), "descending": bool(descending)}, name=name)

@@ -14,10 +14,22 @@ import numpy as np
 
 from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Tensor
-from nbflow.ops._build import INT64, ArrayLike, as_tensor, build, build_node, convert, known_rank, require_kind
+from nbflow.ops._build import (
+    INT64,
+    ArrayLike,
+    as_tensor,
+    build,
+    build_node,
+    convert,
+    known_rank,
+    require_kind,
+    require_scalar,
+)
+from nbflow.ops.dynamic import slice_dynamic
+from nbflow.ops.elementwise import astype
 from nbflow.ops.gathering import gather_nd
 from nbflow.ops.indexing import take
-from nbflow.ops.manipulation import moveaxis
+from nbflow.ops.manipulation import expand_dims, moveaxis
 from nbflow.ops.sets import nonzero
 from nbflow.ops.shape import shape_of
 from nbflow.spec import format_shape, kind_of, shape_accepts
@@ -28,12 +40,15 @@ _FULL = (None, None, None)
 def getitem(x: ArrayLike, key: Any, /, *, name: str | None = None) -> Tensor:
     """`x[key]`: ints, slices, None and Ellipsis; integer tensors (or lists of ints), and boolean masks, as in numpy.
 
-    A mask of rank k picks from k dimensions; how many elements is known only at run time. All have gradients.
+    A mask of rank k picks from k dimensions; how many elements is known only at run time, as with slices whose bounds
+    are integer scalar tensors. All have gradients.
     """
     tensor = convert(x)
     items = [_item(item) for item in (key if isinstance(key, tuple) else (key,))]
     if sum(isinstance(item, str) and item == "..." for item in items) > 1:
         raise ShapeError("an index has at most one '...'")
+    if any(isinstance(item, slice) for item in items):
+        tensor, items = _cut(tensor, items)
     if not any(isinstance(item, Tensor) for item in items):
         return build("getitem", (tensor,), {"index": tuple(items)}, name=name)
     return _gathered(tensor, items, name)
@@ -45,6 +60,8 @@ def _item(item: Any) -> Any:
         return "newaxis"
     if isinstance(item, types.EllipsisType):
         return "..."
+    if isinstance(item, slice) and any(as_tensor(v) is not None for v in (item.start, item.stop, item.step)):
+        return item
     if isinstance(item, slice):
         return tuple(None if v is None else _int(v) for v in (item.start, item.stop, item.step))
     tensor = as_tensor(item)
@@ -73,6 +90,47 @@ def _width(item: Any) -> int:
     if isinstance(item, Tensor):
         return known_rank(item.spec, "a mask") if kind_of(item.dtype) == "b" else 1
     return 0 if isinstance(item, int) else 1
+
+
+# Beyond every length: what a bound left out stands for.
+_FAR = 2**62
+
+
+def _cut(x: Tensor, items: list[Any]) -> tuple[Tensor, list[Any]]:
+    """`x` cut where bounds of slices are tensors, and the rest of the index, which takes those dimensions whole."""
+    left: list[Any] = []
+    split = next((n for n, item in enumerate(items) if isinstance(item, str) and item == "..."), len(items))
+    for n, item in enumerate(items):
+        if not isinstance(item, slice):
+            left.append(item)
+            continue
+        before, after = items[:n], items[n:]
+        axis = sum(_spent(i) for i in before) if n < split else -sum(_spent(i) for i in after)
+        backwards = as_tensor(item.step) is None and item.step is not None and _int(item.step) < 0
+        if as_tensor(item.step) is not None and (item.start is None or item.stop is None):
+            raise ShapeError("a slice whose step is a tensor needs both bounds: they depend on the step's sign")
+        start = item.start if item.start is not None else _FAR if backwards else 0
+        stop = item.stop if item.stop is not None else -_FAR if backwards else _FAR
+        bounds = [_bound(v) for v in (start, stop, 1 if item.step is None else item.step)]
+        x = slice_dynamic(x, *bounds, axes=(axis,))
+        left.append(_FULL)
+    return x, left
+
+
+def _spent(item: Any) -> int:
+    """How many dimensions of the tensor an entry is about."""
+    if isinstance(item, Tensor):
+        return _width(item)
+    return 0 if isinstance(item, str) else 1
+
+
+def _bound(value: Any) -> Tensor:
+    tensor = as_tensor(value)
+    if tensor is None:
+        return convert(np.array([_int(value)], INT64))
+    require_kind(tensor.spec, "iu", "the bound of a slice is an integer scalar")
+    require_scalar(tensor.spec, "the bound of a slice")
+    return expand_dims(astype(tensor, INT64), 0)
 
 
 def _gathered(x: Tensor, items: Sequence[Any], name: str | None) -> Tensor:

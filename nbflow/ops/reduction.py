@@ -37,6 +37,7 @@ from nbflow.spec import (
     Shape,
     TensorSpec,
     as_dtype,
+    format_shape,
     is_half,
     kind_of,
     normalize_axes,
@@ -94,8 +95,12 @@ def _reduction_cost(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
     return Cost(op.size_of(inputs[0]), op.nbytes_of(inputs) + op.nbytes_of(outputs))
 
 
-def _define(name: str, dtype_rule: Any, gradient: GradientRule | None, doc: str) -> None:
+def _define(name: str, dtype_rule: Any, gradient: GradientRule | None, doc: str, *, some: bool = False) -> None:
+    """`some`: the op needs elements to choose from."""
+
     def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+        if some:
+            _require_some(inputs[0], attrs, name)
         return [TensorSpec(_reduced(inputs[0].shape, attrs), dtype_rule(inputs[0].dtype, attrs))]
 
     op.define(
@@ -213,21 +218,30 @@ def _extreme_gradient(node: Node, grads: Grads) -> Grads:
     return [_kept(_only(grads), node) * hit / hits]
 
 
+def _require_some(spec: TensorSpec, attrs: Attrs, what: str) -> None:
+    """Raises ShapeError where there is certainly nothing to choose from."""
+    if spec.shape is None:
+        return
+    empty = [a for a in normalize_axes(attrs["axis"], len(spec.shape)) if spec.shape[a] == 0]
+    if empty:
+        raise ShapeError(f"{what} of nothing: {format_shape(spec.shape)} has no elements along dimension {empty[0]}")
+
+
 def _ordered(dtype: np.dtype[Any], attrs: Attrs) -> np.dtype[Any]:
     return ufunc_dtype(np.maximum, dtype, dtype)
 
 
-_define("max", _ordered, _extreme_gradient, "The greatest element; NaN if there is one.")
-_define("min", _ordered, _extreme_gradient, "The least element; NaN if there is one.")
+_define("max", _ordered, _extreme_gradient, "The greatest element; NaN if there is one.", some=True)
+_define("min", _ordered, _extreme_gradient, "The least element; NaN if there is one.", some=True)
 
 
 def max(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
-    """The greatest element over `axis`; an error at run time over nothing. Equal ones share the gradient."""
+    """The greatest element over `axis`, of which there must be one. Equal ones share the gradient."""
     return _reduce("max", x, axis, keepdims, name)
 
 
 def min(x: ArrayLike, /, *, axis: Axis = None, keepdims: bool = False, name: str | None = None) -> Tensor:
-    """The least element over `axis`; an error at run time over nothing. Equal ones share the gradient."""
+    """The least element over `axis`, of which there must be one. Equal ones share the gradient."""
     return _reduce("min", x, axis, keepdims, name)
 
 
@@ -235,6 +249,7 @@ def _define_arg(name: str, doc: str) -> None:
     def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
         if isinstance(attrs["axis"], tuple):
             raise ShapeError(f"{name} takes one axis or None, not {attrs['axis']}")
+        _require_some(inputs[0], attrs, name)
         return [TensorSpec(_reduced(inputs[0].shape, attrs), INT64)]
 
     op.define(

@@ -147,7 +147,7 @@ op.define(
 )
 
 
-def reshape(x: ArrayLike, /, shape: ShapeLike, *, name: str | None = None) -> Tensor:
+def reshape(x: ArrayLike, /, shape: ShapeLike, *, copy: bool | None = None, name: str | None = None) -> Tensor:
     """`x` in another shape, row-major. One dimension may be -1 (or None, as in `x.shape`): what is left.
 
     Dimensions may be integer scalar tensors such as `nf.shape_of(x)[0]`. Raises ShapeError when sizes differ.

@@ -75,7 +75,7 @@ def test_python_scalars_are_weak() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scalar"), [("int32", 1.5), ("bool", 1), ("float32", True), ("float32", 1j), ("uint8", -1), ("int8", 300)]
+    ("dtype", "scalar"), [("int32", 1.5), ("bool", 1), ("float32", True), ("float16", 1j), ("uint8", -1), ("int8", 300)]
 )
 def test_scalars_that_do_not_fit_are_refused(dtype: str, scalar: object) -> None:
     with pytest.raises(DTypeError):

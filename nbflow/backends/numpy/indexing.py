@@ -116,8 +116,10 @@ def _one_hot(indices: A, *, depth: int, dtype: np.dtype[Any], out: A | None = No
 
 @TABLE.implements("sort")
 def _sort(x: A, *, axis: int, descending: bool) -> A:
-    made = np.sort(x, axis=axis, stable=True)
-    return np.flip(made, axis).copy() if descending else made
+    if not descending:
+        return np.sort(x, axis=axis, stable=True)
+    # Turned around twice, equal elements (0.0 and -0.0) keep their order.
+    return np.flip(np.sort(np.flip(x, axis), axis=axis, stable=True), axis).copy()
 
 
 @TABLE.implements("argsort")
