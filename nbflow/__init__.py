@@ -188,5 +188,10 @@ def colocate_with(other: Any) -> AbstractContextManager[None]:
 
 
 def set_seed(seed: int) -> None:
-    """Sets the seed of the current graph: with an op's name and the step, it determines what random ops draw."""
+    """Sets the seed of the current graph: with an op's name and the step, it determines what random ops draw.
+
+    Raises GraphError for one of more than 64 bits.
+    """
+    if not -(2**63) <= int(seed) < 2**63:
+        raise errors.GraphError(f"a seed is an integer of 64 bits, from -2**63 to 2**63 - 1, not {seed}")
     get_graph().seed = int(seed)

@@ -76,5 +76,12 @@ def _update(mark: Any, value: Any) -> None:
         for item in value:
             _update(mark, item)
         mark.update(b")")
+    elif isinstance(value, np.dtype):
+        mark.update(f"dtype:{value.name};".encode())
+    elif isinstance(value, str):
+        # Not its repr: which letters that escapes depends on the version of Python.
+        text = value.encode("utf-8", "surrogatepass")
+        mark.update(f"str:{len(text)}:".encode() + text + b";")
     else:
-        mark.update(f"{type(value).__name__}:{value!r};".encode())
+        plain = value.item() if isinstance(value, np.generic) else value  # as it comes back from bytes
+        mark.update(f"{type(plain).__name__}:{plain!r};".encode())
