@@ -31,7 +31,7 @@ def comparable(node: Node) -> dict[str, Any]:
     made["inputs"] = [t.name for t in node.inputs]
     made["controls"] = [n.name for n in node.control_inputs]
     made["outputs"] = [t.spec for t in node.outputs]
-    made["bodies"] = [[comparable(n) for n in body.graph.nodes.values()] for body in bodies_of(node).values()]
+    made["bodies"] = {k: [comparable(n) for n in b.graph.nodes.values()] for k, b in bodies_of(node).items()}
     return made
 
 
