@@ -12,7 +12,7 @@ import pytest
 from tests.onnx_suite import cases, distributed
 from tests.onnx_suite.exclusions import excluded
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 # The same sample in every run; cases with several nodes, where something travels, are worth more than single ones.
 SEED, EXPANDED, PLAIN = 0, 25, 15
