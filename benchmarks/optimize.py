@@ -3,7 +3,8 @@
 Cost: preparing a graph of 100,000 ops (elementwise ops, constants, permutations; one in ten is the same as another
 one), each pass alone and all of them, in microseconds of processor time per op: others use the machine too.
 
-Gain: steps with all exact passes on, beside the same steps with none, in turn; and the bytes of the plans' buffers.
+Gain: steps with all exact passes on, beside the same steps with none, in turn, in processor time on one thread
+(BENCH_THREADS=1); how many instructions the plans have, and the bytes of their buffers.
 What was expected, written down before measuring:
 
 - A softmax regression step loses three of its twenty ops, which only fill a number: 2 to 5 % faster.
@@ -125,8 +126,11 @@ def gain(report: common.Report, rounds: int) -> None:
             "all exact passes": nf.Session(None, graph, passes="all"),
             "none": nf.Session(None, graph, passes="none"),
         }
-        sides = {side: repeated(session, fetches, feeds) for side, session in sessions.items()}
-        report.add(common.measure(name, sides, rounds=rounds), "all exact passes")
+        seconds = {side: list[float]() for side in sessions}
+        for _ in range(rounds):
+            for side, session in sessions.items():
+                seconds[side].append(window(session, fetches, feeds))
+        report.add(common.Measured(name, seconds), "all exact passes")
         for side, session in sessions.items():
             assert session.last is not None
             plans = [p for bundle in session.last.bundles.values() for p in bundle.plans]
@@ -137,8 +141,16 @@ def gain(report: common.Report, rounds: int) -> None:
             session.close()
 
 
-def repeated(session: nf.Session, fetches: list[object], feeds: dict[nf.Tensor, np.ndarray]) -> common.Steps:
-    return lambda k: [session.run(fetches, feeds) for _ in range(k)]
+def window(session: nf.Session, fetches: list[object], feeds: dict[nf.Tensor, np.ndarray]) -> float:
+    """Seconds of processor time a step: twice as many steps until they take a window."""
+    steps, taken = 1, 0.0
+    while taken < common.WINDOW_S:
+        begun = time.process_time()
+        for _ in range(steps):
+            session.run(fetches, feeds)
+        taken, per = time.process_time() - begun, steps
+        steps *= 2
+    return taken / per
 
 
 def main() -> int:

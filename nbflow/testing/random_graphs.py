@@ -96,6 +96,7 @@ class _Maker:
         kinds: list[Callable[[Tensor], Tensor]] = [
             lambda t: again(t) - again(t) * 0.5,
             lambda t: self.random.choice([ops.add, ops.subtract, ops.multiply])(t, number),
+            lambda t: self.random.choice([ops.add, ops.subtract])(t * 0.0, number),  # zeros of both signs
             lambda t: self.random.choice([ops.add, ops.multiply])(ops.constant(np.float32(number)), t),
             lambda t: t / self.random.choice([1.0, 2.0]),
             lambda t: ops.negative(ops.negative(t)),

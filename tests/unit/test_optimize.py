@@ -89,6 +89,18 @@ def test_cse_respects_devices_order_and_those_who_hold_a_node(graph: Graph) -> N
     assert ops_of(found)["read_variable"] == 2
 
 
+def test_cse_keeps_the_order_that_an_op_stands_for(graph: Graph) -> None:
+    x, v = fed(3), nf.Variable([1.0, 2.0, 3.0], name="v")
+    early = nf.tanh(x)
+    with nf.control_dependencies([v.assign_add(x)]):
+        after_update = nf.tanh(x)
+    with nf.control_dependencies([after_update]):
+        late = v.read()
+    with Session(None, graph, passes="cse") as session:
+        found = session.run([early, after_update, late], {x: np.ones(3, F32)})
+    np.testing.assert_array_equal(found[2], [2.0, 3.0, 4.0])
+
+
 def test_cse_of_ops_that_follow_others(graph: Graph) -> None:
     """Gradients are colocated with what they are gradients of: that alone ties nobody to a place."""
     x, v, w = fed(2, 2), nf.Variable(np.eye(2, dtype=F32), name="v"), nf.Variable(np.eye(2, dtype=F32), name="w")
