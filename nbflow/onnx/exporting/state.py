@@ -71,6 +71,7 @@ REASONS: dict[str, str] = {
     "random_permutation": "ONNX has no operator that draws integers",
     "random_integers": "ONNX has no operator that draws integers",
     "fold": "ONNX's Col2Im is not used by nbflow yet",
+    "ngram_counts": "ONNX's TfIdfVectorizer is not used by nbflow yet",
     "random_gamma": "ONNX has no operator that draws from a gamma distribution",
     "random_truncated_normal": "ONNX has no operator that draws from a truncated distribution",
     "send": "it is no op of a graph, but of its parts",
