@@ -74,6 +74,7 @@ def test_every_exclusion_covers_something(files: list[cases.SuiteCase]) -> None:
 
 def test_the_runner_of_onnx_takes_the_backend() -> None:
     """The suite as ONNX drives it: `Runner(nf.onnx.Backend)` makes unittest classes."""
+    cases.in_process_cases()  # made once a process, with warnings of numpy that are errors here
     suite = Runner(nf.onnx.Backend, __name__).include("^test_(add|reshape_.*|conv_with_.*)_cpu$").test_suite
     result = suite.run(unittest.TestResult())
     assert result.wasSuccessful(), result.failures + result.errors
