@@ -1,4 +1,4 @@
-"""`nf.nn`: neural-network ops. See `nbflow/ops/nn.py` and `nbflow/ops/conv.py`."""
+"""`nf.nn`: neural-network ops, a file a family in `nbflow/ops`: `nn`, `conv`, `pooling`, `recurrent`, `losses` and others."""
 
 from nbflow.ops.activations import (
     celu,

@@ -1,4 +1,4 @@
-"""Neural-network ops: activations, softmax, cross entropies, normalisation, dropout, attention.
+"""Neural-network ops: activations, softmax and its cross entropy, normalisation, dropout, embeddings.
 
 What numpy and cupy can do in one stable pass is an op of its own; the rest is composed of other ops, under a scope of
 its name, and so has gradients of every order.

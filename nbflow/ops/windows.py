@@ -75,7 +75,10 @@ def layout_of(data_format: str | None, ranks: Sequence[int | None], what: str) -
         return check_layout(data_format, n), n
     rank = next((r for r in ranks if r is not None), None)
     if rank is None or rank - 2 not in LAYOUTS:
-        raise GraphError(f"{what} slides over 1, 2 or 3 dimensions: give data_format=, or a tensor of 3, 4 or 5")
+        given = "an unknown number of" if rank is None else str(rank)
+        raise GraphError(
+            f"{what} takes 3, 4 or 5 dimensions, not {given}; data_format= says how many and in what order"
+        )
     return LAYOUTS[rank - 2][0], rank - 2
 
 

@@ -192,3 +192,20 @@ def test_max_pooling_of_integers_does_not_see_the_border() -> None:
 def test_padding_as_large_as_a_pool_is_refused() -> None:
     with Graph().as_default(), pytest.raises(GraphError, match="hold no place"):
         nn.max_pool2d(np.zeros((1, 4, 4, 1)), 2, padding=((2, 0), (0, 0)))
+
+
+def test_the_number_of_dimensions_comes_from_the_layout_or_the_tensors() -> None:
+    with Graph().as_default():
+        unknown = placeholder("float32", None)
+        assert nn.max_pool(unknown, 2, data_format="NCW").shape == (None, None, None)
+        assert nn.conv(unknown, np.zeros((2, 2, 2, 1, 3), np.float32)).shape == (None, None, None, None, 3)
+        with pytest.raises(GraphError, match="not an unknown number of"):
+            nn.max_pool(unknown, 2)
+        with pytest.raises(GraphError, match="dimensions, not 2"):
+            nn.avg_pool(np.zeros((2, 2), np.float32), 2)
+        with pytest.raises(GraphError, match="one of NWC"):
+            nn.avg_pool(unknown, 2, data_format="NC")
+        with pytest.raises(GraphError, match="count is"):
+            nn.avg_pool(unknown, 2, data_format="NWC", count="all")
+        with pytest.raises(GraphError, match="output_padding goes with"):
+            nn.conv_transpose1d(np.zeros((1, 3, 1), "f4"), np.zeros((2, 1, 1), "f4"), output_padding=1)
