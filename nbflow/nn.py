@@ -1,4 +1,4 @@
-"""`nf.nn`: neural-network ops, a file a family in `nbflow/ops`: `nn`, `conv`, `pooling`, `recurrent`, `losses` and others."""
+"""`nf.nn`: neural-network ops. See `nn`, `conv`, `pooling`, `recurrent`, `losses` and others in `nbflow/ops`."""
 
 from nbflow.ops.activations import (
     celu,
