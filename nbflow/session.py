@@ -440,9 +440,11 @@ class Session:
                     self._homes.setdefault(key, device)
         for key, devices in replicas.items():
             # All replicas of an iterator stand at one place: whoever asks for it must ask where one of them is.
-            if self._homes.get(key) not in devices:
+            known = self._homes.get(key)
+            if known not in devices:
                 self._homes[key] = devices[0]
-                self._cache.clear()
+                if known is not None:  # what was prepared asks there
+                    self._cache.clear()
 
     def _mourn(self, prepared: Prepared) -> None:
         """Says once that values are gone. Trained weights must not turn into initial values without a word."""

@@ -134,11 +134,18 @@ def _joints(updates: Sequence[Node]) -> list[Node]:
     joins = {n.name for n in updates if n.op in ("gradient_join", "sparse_join")}
     if not joins:
         return list(updates)
-    return [
-        n
-        for n in updates
-        if n.name in joins or joins.isdisjoint(a.name for a in ancestors([n.inputs[GRADIENT_INPUT[n.op]].node]))
-    ]
+    behind = _reached(ancestors(updates), joins)
+    return [n for n in updates if n.name in joins or n.inputs[GRADIENT_INPUT[n.op]].node.name not in behind]
+
+
+def _reached(order: Sequence[Node], names: set[str]) -> set[str]:
+    """`names` and those of the nodes that depend on them, among `order` (inputs first)."""
+    found: set[str] = set()
+    for node in order:
+        before = (*(t.node for t in node.inputs), *node.control_inputs)
+        if node.name in names or any(b.name in found for b in before):
+            found.add(node.name)
+    return found
 
 
 def _looks_up_rows(node: Node) -> bool:
@@ -169,6 +176,7 @@ class _Rewrite:
         if not self.applies:
             raise GraphError(f"{step.name!r} updates no variable", where=step.where)
         self.writers = self._state_writers()
+        self.homes = self._homes()
         self.copied = self._replicated()
 
     def _state_writers(self) -> list[Node]:
@@ -200,11 +208,12 @@ class _Rewrite:
             if node.op in _ROW_WRITERS and any(t.node.name in found for t in node.inputs[1:]):
                 found.update({n.name for n in ancestors([t.node for t in node.inputs[1:]])} - alone - applied)
         # Constants and the like that only the copied nodes read cost nothing to copy, and save a transfer a step.
-        for node in reversed(topological(self.graph.nodes.values())):
-            if node.op == "constant" and node.name not in found:
-                users = [u for u in self.graph.nodes.values() if any(t.node is node for t in u.inputs)]
-                if users and all(u.name in found for u in users):
-                    found.add(node.name)
+        users: dict[str, list[str]] = {}
+        for node in self.graph.nodes.values():
+            for tensor in node.inputs:
+                if tensor.node.op == "constant":
+                    users.setdefault(tensor.node.name, []).append(node.name)
+        found.update(name for name, readers in users.items() if all(reader in found for reader in readers))
         return found
 
     def build(self, which: Sequence[int]) -> None:
@@ -212,7 +221,8 @@ class _Rewrite:
         joined = [n.inputs[GRADIENT_INPUT[n.op]] for n in self.applies]
         joined += [t for n in self.writers for t in n.inputs[1:]]
         gradients = {(t.node.name, t.index) for t in joined}
-        early = [n for n in order if n.name not in self.copied and self._before_replicas(n)]
+        behind = _reached(order, self.copied)
+        early = [n for n in order if n.name not in behind]
         copy_nodes(early, self.made, self.tensors, self.nodes)
         for index in which:
             tensors = dict(self.tensors)
@@ -248,9 +258,6 @@ class _Rewrite:
             ]
             new = self.nodes[node.name]
             new.control_inputs = tuple(dict.fromkeys([*new.control_inputs, *copies]))
-
-    def _before_replicas(self, node: Node) -> bool:
-        return not any(a.name in self.copied for a in ancestors([node]))
 
     def _adapt(self, old: Node, new: Node, index: int, count: int) -> None:
         """A replica's node: on the replica's device unless the user named a job, with its part of the data."""
@@ -289,25 +296,30 @@ class _Rewrite:
         first = iterators[0]
         return [self.of_replica[i][(first.name, len(first.outputs) - 1)] for i in which]
 
-    def _home(self, tensor: Tensor) -> tuple[str, str]:
-        """The variable for whose sake a tensor is joined ('' for a fetch), and how: 'mean' of gradients and new values,
-        'share' for the values of a sparse gradient, which are concatenated as parts of that mean, 'rows' for row
-        numbers and what is scattered, concatenated as they are."""
+    def _homes(self) -> dict[tuple[str, int], tuple[str, str]]:
+        """Tensor -> the variable for whose sake it is joined, and how: 'mean' of gradients and new values, 'share' for
+        the values of a sparse gradient, which are concatenated as parts of that mean, 'rows' for row numbers and what
+        is scattered, concatenated as they are."""
+        found: dict[tuple[str, int], tuple[str, str]] = {}
         for node in self.applies:
-            if node.inputs[GRADIENT_INPUT[node.op]] is tensor:
-                how = {"values": "share", "indices": "rows"}.get(node.attrs.get("part", ""), "mean")
-                return next(t.node.name for t in node.inputs if t.spec.resource), how
+            how = {"values": "share", "indices": "rows"}.get(node.attrs.get("part", ""), "mean")
+            tensor = node.inputs[GRADIENT_INPUT[node.op]]
+            home = next(t.node.name for t in node.inputs if t.spec.resource)
+            found.setdefault((tensor.node.name, tensor.index), (home, how))
         for node in self.writers:
-            if any(t is tensor for t in node.inputs[1:]):
-                return node.inputs[0].node.name, "rows" if node.op in _ROW_WRITERS else "mean"
-        return "", "rows" if tensor.spec.rank != 0 else "mean"
+            how = "rows" if node.op in _ROW_WRITERS else "mean"
+            for tensor in node.inputs[1:]:
+                found.setdefault((tensor.node.name, tensor.index), (node.inputs[0].node.name, how))
+        return found
 
     def _join(self, tensor: Tensor, which: Sequence[int], weights: list[Tensor] | None, *, fetched: bool) -> Tensor:
         """The mean over replicas of a gradient or a scalar; the concatenation of anything else."""
         parts = [self.of_replica[i][(tensor.node.name, tensor.index)] for i in which]
         if len(parts) == 1:
             return parts[0]
-        home, how = ("", "rows" if tensor.spec.rank != 0 else "mean") if fetched else self._home(tensor)
+        home, how = "", "rows" if tensor.spec.rank != 0 else "mean"
+        if not fetched:
+            home, how = self.homes.get((tensor.node.name, tensor.index), (home, how))
         with self.made.as_default(), self.made.name_scope("joined"), self.made.name_scope(tensor.node.name):
             with self.made.colocate_with(self.nodes[home]) if home else nullcontext():
                 if how == "rows":

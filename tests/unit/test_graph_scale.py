@@ -6,9 +6,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pytest
+
 import nbflow as nf
 from nbflow.graph import Graph, Owner, Tensor
+from nbflow.inprocess import InProcessCluster
 from nbflow.owner import begin
+from nbflow.session import Session
 
 
 def calls_during(work: Callable[[], Any]) -> int:
@@ -67,6 +72,61 @@ def test_a_cell_of_unnamed_layers_that_runs_again() -> None:
         return cell
 
     grows_linearly(make)
+
+
+def training(n: int, strategy: Any = None) -> list[Any]:
+    batch = nf.data.from_arrays({"x": np.ones((8, 4), np.float32)}).repeat().batch(4).next()
+    h = batch["x"]
+    for _ in range(n):
+        h = nf.layers.dense(h, 4)
+    return [nf.mean(nf.square(h)), nf.optim.SGD(0.1).minimize(nf.mean(nf.square(h)), strategy=strategy)]
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids=["one task", "two replicas"])
+def test_preparing_a_training_step(workers: int) -> None:
+    """From the graph to registered plans: pruned, replicated, optimized, placed, cut, compiled."""
+
+    def make(n: int) -> Callable[[], Any]:
+        with Graph().as_default() as graph:
+            leaves = training(n, nf.train.DataParallel())
+        session = Session(cluster, graph)
+        return lambda: session.prepare(leaves, {})
+
+    cluster = InProcessCluster(workers, min(workers, 1))
+    grows_linearly(make, small=12)
+    cluster.close()
+
+
+def test_a_step_is_prepared_once() -> None:
+    cluster = InProcessCluster(2, 1)
+    with Graph().as_default() as graph, Session(cluster, graph) as session:
+        leaves = training(2, nf.train.DataParallel())
+        assert session.prepare(leaves, {}) is session.prepare(leaves, {})
+    cluster.close()
+
+
+def test_gradients() -> None:
+    def make(n: int) -> Callable[[], Any]:
+        def work() -> None:
+            with Graph().as_default():
+                training(n)
+
+        return work
+
+    grows_linearly(make, small=12)
+
+
+def test_bytes_and_digest() -> None:
+    def make(n: int) -> Callable[[], Any]:
+        with Graph().as_default() as graph:
+            training(n)
+
+        def work() -> None:
+            assert Graph.from_proto(graph.to_proto().SerializeToString()).digest() == graph.digest()
+
+        return work
+
+    grows_linearly(make, small=12)
 
 
 def test_a_scope_is_free_again_when_its_cell_is_replaced() -> None:
