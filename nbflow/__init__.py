@@ -3,16 +3,18 @@
 Reading order, which is the order in which data passes:
 
     errors spec device events            the words
-    op graph owner rewrite verify        ops, nodes, whose they are, copies, invariants
-    ops linalg fft image nn random       what users build with
+    op node graph owner rewrite          ops, nodes, their scopes, whose they are, copies
+    body verify                          graphs inside nodes: loops, branches; invariants
+    ops linalg fft image nn random       what users build with; loops and branches too
     variable                             tensors that keep their value
     autodiff layers optim data           gradients, variables under a name, updates, datasets
     parallel optimize cost placement     which graph really runs, and where
     partition compile plan explain       one flat program a device
     transport wire backends              the door to a worker, bytes, implementations
-    rendezvous step program executor     running a program; `functions`: those of datasets
+    rendezvous step flow program         running a program, its loops and branches
+    executor functions                   threads around it; the functions of datasets
     driver loop inprocess                one step over many workers; the training loop
-    session current train                `nf.run`, `nf.train.run`
+    prepare session current train        the pipeline in one place; `nf.run`, `nf.train.run`
     onnx                                 models from elsewhere, in and out
 """
 

@@ -1,4 +1,4 @@
-"""`Session.run`: the pipeline, one line a stage, with a cache of what was prepared before."""
+"""`Session.run`: a cache of prepared runs, the state that lives on the workers, and the steps."""
 
 from __future__ import annotations
 
@@ -8,75 +8,29 @@ import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from nbflow import parallel
-from nbflow.backends.available import supports
-from nbflow.backends.host import evaluate
-from nbflow.body import bodies_of
-from nbflow.compile import bundles_by_task, check_plan, compile_part
 from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
 from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError, WorkerLost
 from nbflow.events import Emitter, Event
-from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
+from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.inprocess import InProcessCluster
-from nbflow.ops.queue import WAITING
-from nbflow.optimize import Optimized, Pruned, Report, chosen, optimize, prune
-from nbflow.optimize.schedule import Peaks, schedule
+from nbflow.optimize import Report, chosen
 from nbflow.optimize.settings import Choice, parse
-from nbflow.partition import check_partition, partition
-from nbflow.placement import HOLDERS, Placed, place
-from nbflow.placement_bodies import place_bodies
-from nbflow.plan import Bundle, new_bundle_id
+from nbflow.placement import HOLDERS, Placed
+from nbflow.prepare import Prepared, Setting, optimization, prepare, preview, state_key
 from nbflow.rewrite import assignments, feed_name
 from nbflow.spec import TensorSpec, can_become, format_shape, shape_accepts, spec_of
 from nbflow.structure import Leaf, flatten
 from nbflow.trace import Trace
-from nbflow.transport import Cluster, DeviceInfo, HostArray, Transport
-from nbflow.verify import check_graph
+from nbflow.transport import Cluster, HostArray, Transport
 
 # Prepared runs that are kept; a notebook has few different fetches, a search over shapes has many.
 CACHED = 128
-
-# `check_graph`, `check_partition` and `check_plan` run on everything that is prepared. They cost far less than
-# preparing does, and a wrong plan costs more than both.
-
-
-@dataclass(frozen=True, slots=True)
-class FetchSource:
-    """Where a fetched value comes back: from task `task`, under `name`."""
-
-    task: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True, weakref_slot=True)
-class Prepared:
-    """A run ready to start: registered bundles, and where feeds go and fetches come from.
-
-    `keep` holds the user's nodes, so that the identities in the cache's key stay theirs. The workers keep the bundles
-    for as long as somebody keeps this. `waits`: it may wait for another step, so it runs beside the others.
-    """
-
-    bundles: Mapping[str, Bundle]
-    sources: tuple[FetchSource | None, ...]
-    feed_tasks: Mapping[str, str]
-    graph: Graph
-    placement: Mapping[str, Placed]
-    state: Mapping[str, DeviceSpec]  # variables that must be initialised first: state key -> home
-    prefer: Mapping[str, str]
-    keep: tuple[Leaf, ...]
-    replicas: tuple[str, ...]
-    waits: bool
-
-    @property
-    def bundle_ids(self) -> dict[str, str]:
-        return {task: bundle.id for task, bundle in self.bundles.items()}
 
 
 class Session:
@@ -215,7 +169,7 @@ class Session:
         have here. It is not kept, and does not depend on what the running cell replaces."""
         with self._lock:
             self._refresh()
-            prepared = self._build(leaves, feeds or {}, None, graph)
+            prepared = prepare(graph, leaves, feeds or {}, self._setting(), session=self.id)
             self._initialise(prepared)
             return prepared
 
@@ -234,8 +188,10 @@ class Session:
                 raise GraphError("the session is closed")
             self._refresh()
             graph, feeds, nodes = assignments(self.graph, values)
-            prepared = self._build(nodes, {t: spec_of(v) for t, v in feeds.items()}, None, graph)
-            keys = {_state_key(self.graph, name): prepared.placement[name].device for name in values}
+            prepared = prepare(
+                graph, nodes, {t: spec_of(v) for t, v in feeds.items()}, self._setting(), session=self.id
+            )
+            keys = {state_key(self.graph, name): prepared.placement[name].device for name in values}
             for key, home in keys.items():
                 self._homes.setdefault(key, home)
             self._register(prepared)
@@ -280,7 +236,7 @@ class Session:
             key = self._key(leaves, feeds, replica)
             found = self._cache.get(key)
             if found is None:
-                found = self._build(leaves, feeds, replica)
+                found = prepare(self.graph, leaves, feeds, self._setting(), session=self.id, replica=replica)
                 self._cache[key] = found
                 while len(self._cache) > CACHED:
                     self._cache.popitem(last=False)
@@ -301,98 +257,26 @@ class Session:
             node = leaf if isinstance(leaf, Node) else leaf.node
             self.graph.check_member(node)
 
-    def _build(
-        self,
-        leaves: Sequence[Leaf],
-        feeds: Mapping[Tensor, TensorSpec],
-        replica: int | None,
-        of: Graph | None = None,
-    ) -> Prepared:
-        infos = self.cluster.devices()
-        available = [i.spec for i in infos]
-        pruned = prune(of or self.graph, leaves, feeds)
-        expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), available, replica)
-        optimized = optimize(expanded.graph, _expanded(expanded, pruned, leaves), self.passes, evaluate)
-        graph = optimized.graph
-        check_graph(graph)
-        placement, _ = self._arrange(optimized, infos, expanded.prefer)
-        fetched = [None if isinstance(x, Node) else x for x in optimized.wanted]
-        values = frozenset((t.node.name, t.index) for t in fetched if t is not None)
-        parts = partition(graph, placement, values)
-        check_partition(parts, graph, placement)
-        plans = []
-        for part in parts:
-            here = {
-                t.name: (t.node.name, t.index)
-                for t in fetched
-                if t is not None and placement[t.node.name].device == part.device
-            }
-            plan = compile_part(part, graph, here)
-            check_plan(plan)
-            plans.append((part.device.task_name, plan))
-        bundles = {}
-        for task, of_task in bundles_by_task(plans).items():
-            unique = uuid.uuid4().hex
-            bundles[task] = Bundle(new_bundle_id(self.id, task, unique), task, tuple(of_task))
-        return Prepared(
-            bundles,
-            tuple(None if t is None else FetchSource(placement[t.node.name].device.task_name, t.name) for t in fetched),
-            {n.name: placement[n.name].device.task_name for n in graph.nodes.values() if n.op == "placeholder"},
-            graph,
-            placement,
-            _needed_state(graph, placement),
-            expanded.prefer,
-            tuple(leaves),
-            expanded.replicas,
-            _waits(graph),
-        )
-
     @property
     def passes(self) -> tuple[str, ...]:
         """The names of the passes that the next run goes through, in their order."""
         return chosen() if self._passes is None else self._passes
 
-    def _arrange(
-        self, optimized: Optimized, infos: Sequence[DeviceInfo], prefer: Mapping[str, str]
-    ) -> tuple[dict[str, Placed], Peaks]:
-        """Where each op goes; and puts the ops, whose graph is changed, in the order in which they will run."""
-        graph = optimized.graph
-        placed = place(graph, infos, homes=self._homes_of(graph), prefer=prefer, supports=supports)
-        place_bodies(graph, placed, [i.spec for i in infos], supports)
-        if "schedule" not in self.passes:
-            return placed, {}
-        devices = {name: placed[name].device for name in graph.nodes.keys()}
-        fetched = [x for x in optimized.wanted if not isinstance(x, Node)]
-        return placed, schedule(graph, devices, fetched)
-
     def preview(self, leaves: Sequence[Leaf]) -> tuple[Graph, dict[str, Placed]]:
         """The ops that `leaves` need, rewritten by their strategy, with where each goes; of one that a pass removes,
         what became of it. Nothing is run or kept; placeholders need no values."""
         with self._lock:
-            expanded, optimized = self._preview(leaves)
-            placed, _ = self._arrange(optimized, self.cluster.devices(), expanded.prefer)
-            mine = {n.name: _placed(n, optimized, placed) for n in expanded.graph.nodes.values()}
-            return expanded.graph, {**placed, **mine}
+            self._check_leaves(leaves)
+            return preview(self.graph, leaves, self._setting())
 
     def optimization(self, leaves: Sequence[Leaf]) -> Report:
         """What the passes do to a run of `leaves`. Nothing is run or kept; placeholders need no values."""
         with self._lock:
-            expanded, optimized = self._preview(leaves)
-            _, peaks = self._arrange(optimized, self.cluster.devices(), expanded.prefer)
-            return optimized.report(peaks)
+            self._check_leaves(leaves)
+            return optimization(self.graph, leaves, self._setting())
 
-    def _preview(self, leaves: Sequence[Leaf]) -> tuple[parallel.Expanded, Optimized]:
-        self._check_leaves(leaves)
-        nodes = ancestors([x if isinstance(x, Node) else x.node for x in leaves])
-        feeds = {n.outputs[0]: n.outputs[0].spec for n in nodes if n.op == "placeholder"}
-        pruned = prune(self.graph, leaves, feeds)
-        available = [i.spec for i in self.cluster.devices()]
-        expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), available)
-        return expanded, optimize(expanded.graph, _expanded(expanded, pruned, leaves), self.passes, evaluate)
-
-    def _homes_of(self, graph: Graph) -> dict[str, DeviceSpec]:
-        keys = {n.name: _state_key(graph, n.name) for n in graph.nodes.values() if n.op in HOLDERS}
-        return {name: self._homes[key] for name, key in keys.items() if key in self._homes}
+    def _setting(self) -> Setting:
+        return Setting(self.cluster.devices(), self._homes, self.passes)
 
     def _register(self, prepared: Prepared) -> None:
         for task, bundle in prepared.bundles.items():
@@ -433,7 +317,7 @@ class Session:
         for node in prepared.graph.nodes.values():
             if node.op in HOLDERS:
                 device, shared = prepared.placement[node.name].device, node.attrs.get("shared")
-                key = _state_key(prepared.graph, shared or node.name, node.name)
+                key = state_key(prepared.graph, shared or node.name, node.name)
                 if shared:
                     replicas.setdefault(key, []).append(device)
                 else:
@@ -467,7 +351,7 @@ class Session:
         nodes = [self._initializer(name) for name in names]
         self._initialising += keys
         try:
-            plan = self._build(nodes, {}, None)
+            plan = prepare(self.graph, nodes, {}, self._setting(), session=self.id)
             self._initialise(plan)
             # Step 0, whenever it is: what a variable starts with must not depend on how many steps ran before.
             self._execute(plan, {}, number=0)
@@ -564,45 +448,3 @@ def _tensor(key: Any) -> Tensor:
         raise GraphError(f"cannot feed {key!r}: the keys of feeds are tensors")
     tensor: Tensor = convert()
     return tensor
-
-
-def _mapped(pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:
-    """What stands for the user's `leaves` in the pruned graph."""
-    return [pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves]
-
-
-def _expanded(expanded: parallel.Expanded, pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:
-    """What stands for the user's `leaves` in the graph that a strategy made."""
-    return [
-        expanded.nodes[x.name] if isinstance(x, Node) else expanded.tensors[(x.node.name, x.index)]
-        for x in _mapped(pruned, leaves)
-    ]
-
-
-def _placed(node: Node, optimized: Optimized, placed: Mapping[str, Placed]) -> Placed:
-    """Where `node` goes, or what stands for it; on no device, when nothing does."""
-    fate = optimized.fate.get(node.name, "")
-    found = placed.get(optimized.node_for(node).name)
-    if found is None:
-        return Placed(DeviceSpec(), fate, str(node.device))
-    if node.name in optimized.graph.nodes.keys():
-        return Placed(found.device, f"{fate}; {found.why}" if fate else found.why, found.asked)
-    return Placed(found.device, fate, str(node.device))
-
-
-def _waits(graph: Graph) -> bool:
-    """Whether something in `graph`, or in a body of it, may wait for another step."""
-    return any(n.op in WAITING or any(_waits(b.graph) for b in bodies_of(n).values()) for n in graph.nodes.values())
-
-
-def _state_key(graph: Graph, name: str, node: str | None = None) -> str:
-    """The key of the state called `name`; `node` is whose generation counts, where that is another's."""
-    return f"{name}:{graph.generations.get(node or name, 0)}"
-
-
-def _needed_state(graph: Graph, placement: Mapping[str, Placed]) -> dict[str, DeviceSpec]:
-    """State keys of the variables that something other than their initialiser uses."""
-    used = {
-        t.node.name for n in graph.nodes.values() if n.op != "initialize" for t in n.inputs if t.node.op == "variable"
-    }
-    return {_state_key(graph, name): placement[name].device for name in graph.nodes.keys() if name in used}

@@ -21,8 +21,9 @@ from nbflow.current import current_session
 from nbflow.data.state import iterators, restore_state, save_state
 from nbflow.errors import CheckpointError
 from nbflow.graph import Graph, Node, Tensor
+from nbflow.prepare import Prepared
 from nbflow.rewrite import copy_nodes, new_like
-from nbflow.session import Prepared, Session
+from nbflow.session import Session
 from nbflow.spec import format_shape
 from nbflow.structure import Leaf
 from nbflow.variable import Variable, as_variables, global_variables

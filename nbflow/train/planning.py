@@ -10,7 +10,8 @@ from nbflow.device import parse_device
 from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor
 from nbflow.parallel import DataParallel, strategy_of
-from nbflow.session import Prepared, Session
+from nbflow.prepare import Prepared
+from nbflow.session import Session
 from nbflow.structure import Leaf, flatten
 from nbflow.train.keeping import shared_out
 from nbflow.transport import Loop, MetricSource

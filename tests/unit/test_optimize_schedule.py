@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import nbflow as nf
+from nbflow import prepare
 from nbflow.graph import Graph
 from nbflow.optimize import schedule
 from nbflow.session import Session
@@ -49,8 +50,7 @@ def test_branches_run_one_after_the_other(graph: Graph) -> None:
 
 
 def peaks(session: Session, y: nf.Tensor) -> schedule.Peaks:
-    expanded, optimized = session._preview([y])
-    return session._arrange(optimized, session.cluster.devices(), expanded.prefer)[1]
+    return prepare.peaks(session.graph, [y], prepare.Setting(session.cluster.devices(), {}, session.passes))
 
 
 def test_a_small_graph_stays_as_it_was_written(graph: Graph) -> None:

@@ -1,0 +1,210 @@
+"""From fetches to programs: the pipeline, one line a stage. Values in, values out; `session` keeps what it gives."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nbflow import parallel
+from nbflow.backends.available import supports
+from nbflow.backends.host import evaluate
+from nbflow.body import bodies_of
+from nbflow.compile import bundles_by_task, check_plan, compile_part
+from nbflow.device import DeviceSpec
+from nbflow.graph import Graph, Node, Tensor, ancestors
+from nbflow.ops.queue import WAITING
+from nbflow.optimize import Optimized, Pruned, Report, optimize, prune
+from nbflow.optimize.schedule import Peaks, schedule
+from nbflow.partition import check_partition, partition
+from nbflow.placement import HOLDERS, Placed, place
+from nbflow.placement_bodies import place_bodies
+from nbflow.plan import Bundle, new_bundle_id
+from nbflow.spec import TensorSpec
+from nbflow.structure import Leaf
+from nbflow.transport import DeviceInfo
+from nbflow.verify import check_graph
+
+# `check_graph`, `check_partition` and `check_plan` run on everything that is prepared. They cost far less than
+# preparing does, and a wrong plan costs more than both.
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a run is prepared for. `homes`: state key -> where that state lives already. `passes`: see `optimize`."""
+
+    infos: Sequence[DeviceInfo]
+    homes: Mapping[str, DeviceSpec]
+    passes: tuple[str, ...]
+
+    @property
+    def devices(self) -> list[DeviceSpec]:
+        return [i.spec for i in self.infos]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSource:
+    """Where a fetched value comes back: from task `task`, under `name`."""
+
+    task: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Prepared:
+    """A run ready to start: registered bundles, and where feeds go and fetches come from.
+
+    `keep` holds the user's nodes, so that the identities in the cache's key stay theirs. The workers keep the bundles
+    for as long as somebody keeps this. `waits`: it may wait for another step, so it runs beside the others.
+    """
+
+    bundles: Mapping[str, Bundle]
+    sources: tuple[FetchSource | None, ...]
+    feed_tasks: Mapping[str, str]
+    graph: Graph
+    placement: Mapping[str, Placed]
+    state: Mapping[str, DeviceSpec]  # variables that must be initialised first: state key -> home
+    prefer: Mapping[str, str]
+    keep: tuple[Leaf, ...]
+    replicas: tuple[str, ...]
+    waits: bool
+
+    @property
+    def bundle_ids(self) -> dict[str, str]:
+        return {task: bundle.id for task, bundle in self.bundles.items()}
+
+
+def prepare(
+    graph: Graph,
+    leaves: Sequence[Leaf],
+    feeds: Mapping[Tensor, TensorSpec],
+    setting: Setting,
+    *,
+    session: str,
+    replica: int | None = None,
+) -> Prepared:
+    """A run of `leaves` of `graph`, placed, cut and compiled. `replica`: only this one of an asynchronous strategy.
+
+    Raises GraphError and its kinds: what is stale, not fed, of a wrong shape, or cannot be placed.
+    """
+    pruned = prune(graph, leaves, feeds)
+    expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), setting.devices, replica)
+    optimized = optimize(expanded.graph, _expanded(expanded, pruned, leaves), setting.passes, evaluate)
+    ready = optimized.graph
+    check_graph(ready)
+    placement, _ = _arrange(optimized, setting, expanded.prefer)
+    fetched = [None if isinstance(x, Node) else x for x in optimized.wanted]
+    values = frozenset((t.node.name, t.index) for t in fetched if t is not None)
+    parts = partition(ready, placement, values)
+    check_partition(parts, ready, placement)
+    plans = []
+    for part in parts:
+        here = {
+            t.name: (t.node.name, t.index)
+            for t in fetched
+            if t is not None and placement[t.node.name].device == part.device
+        }
+        plan = compile_part(part, ready, here)
+        check_plan(plan)
+        plans.append((part.device.task_name, plan))
+    bundles = {}
+    for task, of_task in bundles_by_task(plans).items():
+        unique = uuid.uuid4().hex
+        bundles[task] = Bundle(new_bundle_id(session, task, unique), task, tuple(of_task))
+    return Prepared(
+        bundles,
+        tuple(None if t is None else FetchSource(placement[t.node.name].device.task_name, t.name) for t in fetched),
+        {n.name: placement[n.name].device.task_name for n in ready.nodes.values() if n.op == "placeholder"},
+        ready,
+        placement,
+        _needed_state(ready, placement),
+        expanded.prefer,
+        tuple(leaves),
+        expanded.replicas,
+        _waits(ready),
+    )
+
+
+def preview(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> tuple[Graph, dict[str, Placed]]:
+    """The ops that `leaves` need, rewritten by their strategy, with where each goes; of one that a pass removes, what
+    became of it. Placeholders need no values."""
+    expanded, optimized = _without_feeds(graph, leaves, setting)
+    placed, _ = _arrange(optimized, setting, expanded.prefer)
+    mine = {n.name: _placed(n, optimized, placed) for n in expanded.graph.nodes.values()}
+    return expanded.graph, {**placed, **mine}
+
+
+def optimization(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> Report:
+    """What the passes do to a run of `leaves`. Placeholders need no values."""
+    expanded, optimized = _without_feeds(graph, leaves, setting)
+    return optimized.report(_arrange(optimized, setting, expanded.prefer)[1])
+
+
+def peaks(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> Peaks:
+    """The most bytes in use at once on each device during a run of `leaves`: as written, and as it will run."""
+    expanded, optimized = _without_feeds(graph, leaves, setting)
+    return _arrange(optimized, setting, expanded.prefer)[1]
+
+
+def _without_feeds(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> tuple[parallel.Expanded, Optimized]:
+    nodes = ancestors([x if isinstance(x, Node) else x.node for x in leaves])
+    feeds = {n.outputs[0]: n.outputs[0].spec for n in nodes if n.op == "placeholder"}
+    pruned = prune(graph, leaves, feeds)
+    expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), setting.devices)
+    return expanded, optimize(expanded.graph, _expanded(expanded, pruned, leaves), setting.passes, evaluate)
+
+
+def _arrange(optimized: Optimized, setting: Setting, prefer: Mapping[str, str]) -> tuple[dict[str, Placed], Peaks]:
+    """Where each op goes; and puts the ops, whose graph is changed, in the order in which they will run."""
+    graph = optimized.graph
+    keys = {n.name: state_key(graph, n.name) for n in graph.nodes.values() if n.op in HOLDERS}
+    homes = {name: setting.homes[key] for name, key in keys.items() if key in setting.homes}
+    placed = place(graph, setting.infos, homes=homes, prefer=prefer, supports=supports)
+    place_bodies(graph, placed, setting.devices, supports)
+    if "schedule" not in setting.passes:
+        return placed, {}
+    devices = {name: placed[name].device for name in graph.nodes.keys()}
+    fetched = [x for x in optimized.wanted if not isinstance(x, Node)]
+    return placed, schedule(graph, devices, fetched)
+
+
+def _mapped(pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:
+    """What stands for the user's `leaves` in the pruned graph."""
+    return [pruned.nodes[x.name] if isinstance(x, Node) else pruned.tensors[(x.node.name, x.index)] for x in leaves]
+
+
+def _expanded(expanded: parallel.Expanded, pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:
+    """What stands for the user's `leaves` in the graph that a strategy made."""
+    return [
+        expanded.nodes[x.name] if isinstance(x, Node) else expanded.tensors[(x.node.name, x.index)]
+        for x in _mapped(pruned, leaves)
+    ]
+
+
+def _placed(node: Node, optimized: Optimized, placed: Mapping[str, Placed]) -> Placed:
+    """Where `node` goes, or what stands for it; on no device, when nothing does."""
+    fate = optimized.fate.get(node.name, "")
+    found = placed.get(optimized.node_for(node).name)
+    if found is None:
+        return Placed(DeviceSpec(), fate, str(node.device))
+    if node.name in optimized.graph.nodes.keys():
+        return Placed(found.device, f"{fate}; {found.why}" if fate else found.why, found.asked)
+    return Placed(found.device, fate, str(node.device))
+
+
+def _waits(graph: Graph) -> bool:
+    """Whether something in `graph`, or in a body of it, may wait for another step."""
+    return any(n.op in WAITING or any(_waits(b.graph) for b in bodies_of(n).values()) for n in graph.nodes.values())
+
+
+def state_key(graph: Graph, name: str, node: str | None = None) -> str:
+    """The key of the state called `name`; `node` is whose generation counts, where that is another's."""
+    return f"{name}:{graph.generations.get(node or name, 0)}"
+
+
+def _needed_state(graph: Graph, placement: Mapping[str, Placed]) -> dict[str, DeviceSpec]:
+    """State keys of the variables that something other than their initialiser uses."""
+    used = {
+        t.node.name for n in graph.nodes.values() if n.op != "initialize" for t in n.inputs if t.node.op == "variable"
+    }
+    return {state_key(graph, name): placement[name].device for name in graph.nodes.keys() if name in used}
