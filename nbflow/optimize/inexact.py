@@ -1,4 +1,4 @@
-"""Passes that may change last bits, each with its bound. They are off unless asked for by name.
+"""Passes that may change last bits, each with its bound. They are off unless asked for by name, as `layout` is.
 
 - `matmul`: a product of transposed matrices takes the transposition as its attribute, so that nothing is copied before
   BLAS reads it. BLAS may then add the n products of an element in another order: both results are within n · eps ·

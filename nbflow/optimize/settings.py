@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from nbflow.errors import GraphError
 
 # In the order in which they run. The second part: they change the last bits of results, so they are off by default.
-EXACT = ("trim", "fold", "simplify", "layout", "transposes", "cse", "schedule")
-INEXACT = ("power", "matmul")
+EXACT = ("trim", "fold", "simplify", "transposes", "cse", "schedule")
+INEXACT = ("power", "layout", "matmul")
 ORDER = ("trim", "fold", "simplify", "power", "layout", "transposes", "matmul", "cse", "schedule")
 
 VARIABLE = "NBFLOW_PASSES"
