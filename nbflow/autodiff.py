@@ -66,6 +66,8 @@ def gradients(
     that no y depends on, or only through ops without a gradient (comparisons, rounding, integers, stop_gradient).
     `sparse`: an x of which only rows are looked up (`nf.take` and `nf.nn.embedding_lookup` along the first dimension)
     has `nf.IndexedSlices` for a gradient, not a tensor as large as x.
+    A variable's gradient counts all its reads (`w` and `w.read()`) outside of loops and branches; a tensor that
+    `w.read()` gave is that one read.
 
     Of a complex y the real part counts. The gradient for a complex x = a + ib is (gradient for a) + i (gradient for b),
     as in PyTorch and TensorFlow: x - rate * gradient descends, and a holomorphic f passes g on as g * conj(f').
@@ -98,14 +100,16 @@ def _swept(
             raise GraphError(f"{tensor.name} belongs to another graph than {targets[0].name}", where=tensor.node.where)
     order = ancestors((t.node for t in targets), stop)
     graph.read(order)
-    reached = _reached(order, {_key(x) for x in sources})
+    reads = [n.outputs[0] for n in order if n.op == "read_variable"]
+    wanted = [r for x in sources for r in (x, *_reads_beside(x, reads))]
+    reached = _reached(order, {_key(x) for x in wanted})
     made = _Made(graph)
     sweep = _Sweep(reached)
     with graph.device(None), graph.colocate_with(None):
         sweep.start(targets, _seeds(targets, grad_ys))
         for node in reversed(order):
             sweep.visit(node)
-        found = [sweep.gradient(x, sparse=sparse) for x in sources]
+        found = [sweep.gradient([x, *_reads_beside(x, reads)], sparse=sparse) for x in sources]
     made.drop_unused(found)
     return found
 
@@ -201,6 +205,14 @@ def _key(tensor: Tensor) -> Key:
     return tensor.node.name, tensor.index
 
 
+def _reads_beside(x: Tensor, reads: Sequence[Tensor]) -> list[Tensor]:
+    """Where `x` is a variable: its other reads among `reads` (`w.read()`), which depend on the variable as `x` does."""
+    node = x.node
+    if node.op != "read_variable" or node.name != f"{node.inputs[0].node.name}/read":
+        return []
+    return [r for r in reads if r.node is not node and r.node.inputs[0] is node.inputs[0]]
+
+
 def _reached(order: Iterable[Node], sources: set[Key]) -> set[Key]:
     """The floating tensors that depend on `sources` through differentiable ops only; `order` is topological."""
     reached: set[Key] = set()
@@ -289,9 +301,16 @@ class _Sweep:
         self._whole[_key(tensor)] = made = dense(whole)
         return made
 
-    def gradient(self, x: Tensor, *, sparse: bool) -> Gradient | None:
+    def gradient(self, parts: Sequence[Tensor], *, sparse: bool) -> Gradient | None:
+        """The gradient for what `parts` are reads of: the sum of theirs."""
+        x = parts[0]
         with _beside(x.node):
-            return self._whole.get(_key(x)) if sparse else self._dense(x)
+            found = [
+                g for g in (self._whole.get(_key(p)) if sparse else self._dense(p) for p in parts) if g is not None
+            ]
+            if len(found) < 2:
+                return found[0] if found else None
+            return _total([replace(g, like=x) if isinstance(g, IndexedSlices) else g for g in found])
 
     def _add(self, tensor: Tensor, grad: Gradient) -> None:
         self._parts.setdefault(_key(tensor), []).append(grad)

@@ -33,6 +33,8 @@ _KIND = "data_parallel"
 _STATE_WRITERS = ("assign", "assign_add", "assign_sub")
 # Ops (handle, row numbers, values) that change rows of one.
 _ROW_WRITERS = tuple(f"variable_scatter_{how}" for how in SCATTER_UPDATES)
+# Ops that give each replica data of its own.
+_READERS = ("iterator_next", "queue_dequeue", "queue_dequeue_many", "queue_dequeue_up_to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def expand(
 
     `replica`: only this one, for asynchronous training. Without a strategy, or with a single worker, nothing changes
     but the variables' preferred devices. A fetched tensor that every replica computes becomes the mean over the
-    replicas (rank 0) or their concatenation (rank ≥ 1).
+    replicas (rank 0) or their concatenation (rank ≥ 1). What is fed goes whole to every replica; what is computed from
+    that and from no dataset or queue is not concatenated: it is as long as with one replica.
     """
     spread_restores(graph, available)
     found = strategy_in(fetches)
@@ -193,7 +196,9 @@ class _Rewrite:
         """Names of the nodes that each replica has of its own: what gradients are computed from, and what else is
         computed from that without passing through an update."""
         roots = [n.inputs[GRADIENT_INPUT[n.op]].node for n in self.applies]
-        alone = {n.name for n in self.graph.nodes.values() if n.op in ("variable", "read_variable", "queue")}
+        alone = {
+            n.name for n in self.graph.nodes.values() if n.op in ("variable", "read_variable", "queue", "placeholder")
+        }
         alone.update(n.name for n in self.writers)
         found = {n.name for n in ancestors(roots)} - alone
         applied: set[str] = set()
@@ -312,6 +317,10 @@ class _Rewrite:
                 found.setdefault((tensor.node.name, tensor.index), (node.inputs[0].node.name, how))
         return found
 
+    def _has_data(self, tensor: Tensor) -> bool:
+        """Whether the replicas compute `tensor` from data of their own."""
+        return any(n.op in _READERS and n.name in self.copied for n in ancestors([tensor.node]))
+
     def _join(self, tensor: Tensor, which: Sequence[int], weights: list[Tensor] | None, *, fetched: bool) -> Tensor:
         """The mean over replicas of a gradient or a scalar; the concatenation of anything else."""
         parts = [self.of_replica[i][(tensor.node.name, tensor.index)] for i in which]
@@ -323,7 +332,7 @@ class _Rewrite:
         with self.made.as_default(), self.made.name_scope("joined"), self.made.name_scope(tensor.node.name):
             with self.made.colocate_with(self.nodes[home]) if home else nullcontext():
                 if how == "rows":
-                    return concat(parts, axis=0)
+                    return parts[0] if fetched and not self._has_data(tensor) else concat(parts, axis=0)
                 if kind_of(tensor.dtype) not in "fc":
                     raise GraphError(
                         f"{tensor.name} is a {tensor.dtype.name} scalar on each replica, of which there is no mean; "

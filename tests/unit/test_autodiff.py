@@ -206,3 +206,18 @@ def test_a_chain_of_thousands_does_not_recurse(graph: Graph) -> None:
         y = nf.identity(y)
     (grad,) = nf.gradients(y, [x])
     assert evaluate(grad, {x: 1.0}) == 1.0
+
+
+def test_the_gradient_for_a_variable_counts_all_its_reads() -> None:
+    with Graph().as_default():
+        w = nf.Variable(np.array([1.0, 2.0]), name="w")
+        again = w.read()
+        y = nf.sum(w * w) + 3.0 * nf.sum(again)
+        both, one = nf.gradients(y, [w, again])
+        moved = nf.jvp(w * again, w, np.array([1.0, 1.0]))
+        rows = nf.sum(nf.take(w, [0, 0])) + nf.sum(nf.take(again, [1]))
+        (sparse,) = nf.gradients(rows, w, sparse=True)
+        assert isinstance(sparse, nf.IndexedSlices)
+        found = evaluate([both, one, *moved, sparse.to_dense()])
+    for got, wanted in zip(found, ([5.0, 7.0], [3.0, 3.0], [2.0, 4.0], [2.0, 1.0]), strict=True):
+        np.testing.assert_array_equal(got, wanted)

@@ -222,3 +222,22 @@ def test_what_cannot_be_trained_is_a_clear_error(graph: Graph) -> None:
         nf.train.DataParallel(backup=1)
     with pytest.raises(errors.PlacementError):
         nf.train.DataParallel(workers="not a device")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("sync", [True, False])
+def test_what_is_fed_goes_whole_to_every_replica(graph: Graph, workers: int, sync: bool) -> None:
+    x = nf.placeholder("float32", (None, 2), name="x")
+    w = nf.Variable(np.ones(2, "float32"), name="w")
+    rows = x @ w
+    loss = nf.mean(rows * rows)
+    step = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel(sync=sync))
+    cluster = InProcessCluster(workers, 1)
+    with nf.Session(cluster, graph) as session:
+        fed = np.array([[1, 0], [0, 2], [1, 1]], "float32")
+        got, each, _ = session.run([loss, rows, step], {x: fed})
+        after = session.run(w)
+    cluster.close()
+    np.testing.assert_allclose(each, [1, 2, 2])  # as many rows as were fed
+    np.testing.assert_allclose(got, 3.0)
+    np.testing.assert_allclose(after, [1 - 0.1 * 2 / 3 * 3, 1 - 0.1 * 2 / 3 * 6], rtol=1e-6)
