@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Literal, overload
 
+from nbflow.body import captures
 from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Graph, Node, Tensor, ToTensor, ancestors
 from nbflow.ops import add_n, astype, ones_like, zeros_like
@@ -95,9 +96,16 @@ def _swept(
     stop: frozenset[str] = frozenset(),
 ) -> list[Gradient | None]:
     graph = targets[0].graph
+    if graph.capture is not None:
+        sources = [graph.capture(x) if x.graph is not graph and graph.sees(x.graph) else x for x in sources]
     for tensor in (*targets, *sources):
         if tensor.graph is not graph:
-            raise GraphError(f"{tensor.name} belongs to another graph than {targets[0].name}", where=tensor.node.where)
+            raise GraphError(
+                f"gradients of {targets[0].name} for {tensor.name}, which belongs to another graph or body; "
+                "make all ys in one, and the xs there or around it",
+                where=tensor.node.where,
+            )
+    _check_captured(graph, targets, sources)
     order = ancestors((t.node for t in targets), stop)
     graph.read(order)
     reads = [n.outputs[0] for n in order if n.op == "read_variable"]
@@ -156,7 +164,12 @@ def hessian_vector_product(y: Values, xs: Values, vs: ArrayLike | Sequence[Array
         raise GraphError("hessian_vector_product of nothing: xs are empty")
     directions = _given(sources, vs, "vs")
     made = _Made(sources[0].graph)
-    first = gradients(y, sources)
+    targets = _tensors(y, "y")
+    if not targets:
+        raise GraphError("hessian_vector_product of nothing: y is empty")
+    # Where y is, though a body asks: the second sweep then passes over the first one too.
+    with targets[0].graph.as_default():
+        first = gradients(targets, sources)
     pairs = [
         (g, _seed(x, v)) for x, g, v in zip(sources, first, directions, strict=True) if g is not None and v is not None
     ]
@@ -203,6 +216,32 @@ def _tensors(values: Values, what: str) -> list[Tensor]:
 
 def _key(tensor: Tensor) -> Key:
     return tensor.node.name, tensor.index
+
+
+def _check_captured(graph: Graph, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Raises GraphError where a source that a body captured reaches `targets` around the body too: gradients inside do
+    not see that way."""
+    captured = captures(graph)
+    inside = {_key(t) for t in sources}
+    outer = [o for i, o in captured if _key(i) in inside]
+    order = ancestors(t.node for t in targets) if outer else []
+    for argument, tensor in captured:
+        found = next((x for x in outer if _depends(tensor, x)), None)
+        if found is None or _key(argument) in inside:
+            continue
+        reached = _reached(order, {_key(argument)})
+        if any(_key(t) in reached for t in targets):
+            raise GraphError(
+                f"the gradient for {found.name} is asked for in a loop or branch, but {tensor.name}, which is computed "
+                "outside of it, depends on it too; compute that inside, or pass it through nf.stop_gradient",
+                where=tensor.node.where,
+            )
+
+
+def _depends(y: Tensor, x: Tensor) -> bool:
+    """Whether `y` depends on `x`, which is of the same graph or one around it, so that gradients pass."""
+    around = {_key(i) for i, o in captures(y.graph) if y.graph is not x.graph and (o is x or _depends(o, x))}
+    return _key(y) in _reached(ancestors([y.node]), around | {_key(x)} if y.graph is x.graph else around)
 
 
 def _reads_beside(x: Tensor, reads: Sequence[Tensor]) -> list[Tensor]:
@@ -356,6 +395,7 @@ class _Made:
     so that they neither crowd the graph view nor count as ops of the cell."""
 
     def __init__(self, graph: Graph) -> None:
+        self._graph = graph
         self._nodes = graph.nodes if graph.pending is None else graph.pending
         self._before = len(self._nodes)
 
@@ -366,12 +406,19 @@ class _Made:
             if found is not None:
                 parts = (found.values, found.indices) if isinstance(found, IndexedSlices) else (found,)
                 wanted.update(id(t.node) for t in parts)
+                wanted.update(self._captured(parts[0].graph))
         for node in reversed(new):  # consumers come after what they consume
             if id(node) in wanted:
                 wanted.update(id(t.node) for t in node.inputs)
                 wanted.update(id(n) for n in node.control_inputs)
             else:
                 del self._nodes[node.name]
+
+    def _captured(self, inside: Graph | None) -> Iterator[int]:
+        """What bodies from that of a result outwards have captured, where they lie within the graph."""
+        while inside is not None and inside is not self._graph:
+            yield from (id(outside.node) for _, outside in captures(inside))
+            inside = inside.outer
 
 
 # The rules of loops and branches differentiate bodies.

@@ -207,6 +207,12 @@ def _prefix(graph: Graph) -> str:
     return f"{trace.prefix}/" if trace is not None else ""
 
 
+def captures(graph: Graph) -> list[tuple[Tensor, Tensor]]:
+    """(what stands inside, the tensor of a graph around it) of all that a body in the making has captured so far."""
+    trace = _TRACES.get(id(graph))
+    return [] if trace is None else [(trace.capture(t), t) for t in trace.captured]
+
+
 def share_captures(traces: Sequence[Trace]) -> list[Tensor]:
     """Makes all `traces`, whose own arguments are equally many, capture the same tensors in the same order."""
     captured: dict[tuple[int, int], Tensor] = {}

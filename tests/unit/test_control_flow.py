@@ -575,3 +575,37 @@ def test_a_branch_for_its_effect_alone_runs_elsewhere_too(graph: Graph) -> None:
         for decision in (True, False, True):
             session.run(step, {p: decision})
         assert session.run(w) == 3.0
+
+
+def test_gradients_inside_a_body_for_what_is_around_it(graph: Graph) -> None:
+    w = nf.Variable(np.array([2.0, -1.0]), name="w")
+    rows = nf.constant(np.eye(2))
+
+    def loss() -> nf.Tensor:
+        return nf.sum(nf.square(w * w - 3.0)) + nf.prod(w)
+
+    outside = loss()
+    (slope,) = nf.gradients(outside, w)
+    by_row = nf.map(lambda v: nf.gradients(nf.sum(w * w * v), w)[0], rows)
+    (second,) = nf.gradients(nf.sum(by_row * by_row), w)  # Σ 4 w²
+    hessian = np.array([[12 * 4.0 - 12, 1.0], [1.0, 12.0 - 12]])
+    found = [
+        nf.map(lambda v: nf.hessian_vector_product(loss(), w, v)[0], rows),
+        nf.map(lambda v: nf.hessian_vector_product(outside, w, v)[0], rows),
+        nf.map(lambda v: nf.gradients(slope, w, v)[0], rows),
+        nf.map(lambda v: nf.jvp(slope, w, v)[0], rows),
+    ]
+    values = Evaluator().run([*found, by_row, second])
+    for value in values[:-2]:
+        np.testing.assert_allclose(value, hessian)
+    np.testing.assert_allclose(values[-2], np.diag([4.0, -2.0]))
+    np.testing.assert_allclose(values[-1], [16.0, -8.0])
+
+    def partly(v: nf.Tensor, factor: nf.Tensor) -> nf.Tensor:
+        return nf.gradients(nf.sum(w * v * factor), w)[0]
+
+    doubled = w * 2.0
+    with pytest.raises(GraphError, match=r"depends on it too; compute that inside"):
+        nf.map(lambda v: partly(v, doubled), rows)
+    held = nf.map(lambda v: partly(v, nf.stop_gradient(doubled)), rows)
+    np.testing.assert_allclose(Evaluator().run(held), np.diag([4.0, -2.0]))
