@@ -470,3 +470,29 @@ def test_an_mlp_trains_in_16_bits(dtype: np.dtype[Any], rule: str) -> None:
             assert session.run(first).dtype == dtype
     assert losses[-1] < 0.5 * losses[0], losses
     assert all(np.isfinite(losses))
+
+
+# --- from the feed to the fetch --------------------------------------------------------------------------------------
+
+
+@halves
+def test_16_bit_floats_pass_through_the_pipeline(dtype: np.dtype[Any]) -> None:
+    """Feeds, variables, datasets, plans, checks, digests and what is shown: all know the dtype by its name."""
+    with Graph().as_default() as graph:
+        x = nf.placeholder(dtype, (None, 2), name="x")
+        w = nf.Variable(nf.constant(np.full((2, 3), 0.5), dtype=dtype), name="w")
+        y = nf.clip(x @ w, -2.0, 2.0)
+        batch = nf.data.from_arrays({"a": np.arange(8).reshape(4, 2).astype(dtype)}).batch(2).next()["a"]
+        assert nf.graph_json(graph)["nodes"][0]["outputs"] == [{"shape": [None, 2], "dtype": dtype.name}]
+        assert f"{dtype.name}[?,3]" in repr(y)
+        assert Graph.from_proto(graph.to_proto()).digest() == graph.digest()
+        with nf.Session() as session:
+            for fed in (np.ones((3, 2), dtype), np.ones((3, 2), np.float32), [[1, 1]] * 3):
+                value = session.run(y, {x: fed}, check_numerics=True)
+                assert value.dtype == dtype
+                np.testing.assert_array_equal(value.astype(float), np.ones((3, 3)))
+            assert session.run(batch).dtype == dtype
+            with pytest.raises(DTypeError, match="complex64"):
+                session.run(y, {x: np.ones((3, 2), np.complex64)})
+            with pytest.raises(NbflowError, match=r"inf|Inf|finite"):
+                session.run(y / 0, {x: np.ones((3, 2))}, check_numerics=True)
