@@ -62,6 +62,7 @@ def array(*shape: int) -> np.ndarray[Any, Any]:
 
 PERMUTED: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "there and back": (lambda x: nf.permute_dims(nf.permute_dims(x, (1, 2, 0)), (2, 0, 1)) * 2.0, 0),
+    "two that do not commute": (lambda x: nf.permute_dims(nf.permute_dims(x, (1, 0, 2)), (0, 2, 1)), 1),
     "two become one": (lambda x: nf.permute_dims(nf.permute_dims(x, (1, 2, 0)), (1, 2, 0)), 1),
     "transposed twice": (lambda x: nf.matrix_transpose(nf.matrix_transpose(x)) + 1.0, 0),
     "mixed": (lambda x: nf.matrix_transpose(nf.permute_dims(x, (0, 2, 1))) + 1.0, 0),

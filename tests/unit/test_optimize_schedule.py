@@ -84,6 +84,26 @@ def test_looks_at_a_variable_stay_before_its_update(graph: Graph) -> None:
     assert found == [0.0, 1.0, 2.0, 3.0, 2.0, -1.0, 2.0]
 
 
+def test_updates_that_nothing_orders_stay_in_the_order_in_which_they_were_made(graph: Graph) -> None:
+    w = nf.Variable([1.0], name="w")
+    first = w.assign([2.0])
+    second = w.assign_add([5.0])
+
+    def last_ready_first(model: schedule._Model) -> list[int]:
+        order: list[int] = []
+        while len(order) < len(model.before):
+            order.append(max(i for i, b in enumerate(model.before) if i not in order and b <= set(order)))
+        return order
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "WORTH_BYTES", 0)
+        patch.setattr(schedule, "_is_better", lambda after, before: True)
+        patch.setattr(schedule._Model, "greedy", last_ready_first)
+        with Session(None, graph, passes="schedule") as session:
+            found = session.run([second, first])
+    assert [v.tolist() for v in found] == [[7.0], [2.0]]
+
+
 def test_a_report_tells_what_a_run_takes(graph: Graph) -> None:
     x = nf.placeholder("float32", (512, 512), name="x")
     with Session(None, graph) as session:
