@@ -375,15 +375,11 @@ def _check_item(item: Item, part: Part, before: set[Item], placement: Placement,
                 where=item.node.where,
             )
     if item.kind in ("node", "remote"):
+        made = {id(other.node) for other in item.after if other.kind == "node"}
+        received = {other.value for other in item.after if other.kind == "recv"}
         for tensor in (item.node.inputs[i] for i in item.given):
-            if not any(_provides(other, tensor) for other in item.after):
+            if id(tensor.node) not in made and (tensor.node.name, tensor.index) not in received:
                 raise GraphError(f"inputs are at hand: {tensor.name} is not, for {item.node.name!r}")
-
-
-def _provides(item: Item, tensor: Tensor) -> bool:
-    if item.kind == "node":
-        return item.node is tensor.node
-    return item.kind == "recv" and item.value == (tensor.node.name, tensor.index)
 
 
 def moved(parts: Sequence[Part]) -> Mapping[str, int]:

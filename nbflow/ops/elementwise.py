@@ -39,7 +39,7 @@ from nbflow.ops._build import (
     unary,
 )
 from nbflow.ops._complex import conjugate, fitted, holomorphic, is_complex
-from nbflow.ops.gated import gated_divide, gated_multiply
+from nbflow.ops.gated import gated_divide, gated_multiply, zero_where_left_out
 from nbflow.ops.shape import merge_specs, unbroadcast
 from nbflow.spec import DTypeLike, TensorSpec, as_dtype, broadcast_shapes, kind_of
 
@@ -68,7 +68,7 @@ def _unary_op(
         (grad,) = grads
         assert grad is not None  # the only output
         assert derivative is not None
-        return [derivative(grad, node.inputs[0], node.outputs[0])]
+        return [zero_where_left_out(grad, derivative(grad, node.inputs[0], node.outputs[0]))]
 
     op.define(
         name,
@@ -108,7 +108,8 @@ def _binary_op(
             if derivative is None:
                 out.append(None)
             else:
-                out.append(unbroadcast(derivative(grad, x, y, node.outputs[0]), mine, other.shape))
+                passed = zero_where_left_out(grad, derivative(grad, x, y, node.outputs[0]))
+                out.append(unbroadcast(passed, mine, other.shape))
         return out
 
     op.define(

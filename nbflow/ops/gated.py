@@ -14,11 +14,19 @@ import numpy as np
 
 from nbflow import op
 from nbflow.graph import Node, Tensor
-from nbflow.ops._build import broadcast_infer, build
+from nbflow.ops._build import broadcast_infer, build, convert
 from nbflow.ops._complex import holomorphic
 from nbflow.ops.shape import unbroadcast
 
 Grads = Sequence[Tensor | None]
+
+# Ops that leave zeros where their first input has them.
+_PASSES = frozenset(
+    {"multiply", "divide", "gated_multiply", "gated_divide", "negative", "identity", "astype", "conj", "real"}
+    | {"reshape", "broadcast_to", "expand_dims", "squeeze", "permute_dims", "flip"}
+)
+# How far to look: an expression of one line is shorter.
+_FAR = 16
 
 
 def gated_multiply(gradient: Tensor, derivative: Tensor) -> Tensor:
@@ -29,6 +37,32 @@ def gated_multiply(gradient: Tensor, derivative: Tensor) -> Tensor:
 def gated_divide(gradient: Tensor, divisor: Tensor) -> Tensor:
     """gradient / divisor, and 0 where the gradient is 0, whatever the divisor."""
     return build("gated_divide", (gradient, divisor))
+
+
+def leaves_out(gradient: Tensor) -> bool:
+    """Whether `gradient` may be 0 in places because a `nf.where` leaves them out of the result.
+
+    There x may be anything, in `nf.where(nf.isnan(x), 0, x * w)` NaN. Products need not look for that elsewhere, which
+    would double what they cost: what a slice leaves out counts as any other zero.
+    """
+    for _ in range(_FAR):
+        node = gradient.node
+        if node.op == "where":
+            return True
+        if node.op not in _PASSES:
+            return False
+        gradient = node.inputs[0]
+    return False
+
+
+def zero_where_left_out(gradient: Tensor, passed: Tensor) -> Tensor:
+    """`passed`, what an elementwise op makes of `gradient`, with zeros where that has zeros that mean "left out"."""
+    if passed is gradient or passed.node.op in ("gated_multiply", "gated_divide") or not leaves_out(gradient):
+        return passed
+    if passed.node.op == "multiply" and passed.node.inputs[0] is gradient:
+        return gated_multiply(gradient, passed.node.inputs[1])
+    zero = build("equal", (gradient, convert(0, like=gradient)))
+    return build("where", (zero, convert(0, like=passed), passed))
 
 
 def _multiply_gradient(node: Node, grads: Grads) -> Grads:

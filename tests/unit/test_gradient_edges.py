@@ -51,6 +51,15 @@ EDGES: dict[str, tuple[Callable[..., Any], list[Any], list[Any]]] = {
     "max at a tie": (nf.max, [[2.0, 2.0, 1.0]], [[0.5, 0.5, 0]]),
     "the first of equal values": (nf.unique_values, [[2.0, 1.0, 2.0]], [[1, 1, 0]]),
     "the first of equal rows": (lambda x: nf.unique_slices(x, axis=0)[0], [[[2.0], [2.0]]], [[[1], [0]]]),
+    # What a choice leaves out.
+    "x log x of what is positive": (lambda x: nf.where(x > 0, x * nf.log(x), 0.0), [[0.0, -1.0, 1.0]], [[0, 0, 1]]),
+    "missing labels": (
+        lambda x, y: nf.mean(nf.where(nf.isnan(y), 0.0, nf.square(x - y))),
+        [[1.0, 2.0], [NAN, 0.0]],
+        [[0, 2], [0, -2]],
+    ),
+    "missing features": (lambda x, w: nf.where(nf.isnan(x), 0.0, x * w), [[NAN, 2.0], [3.0]], [[0, 3], [2]]),
+    "a sine left out": (lambda x: nf.where(nf.isfinite(x), -nf.sin(x) * x, 0.0), [[INF, 0.0]], [[0, 0]]),
     # Powers.
     "0 ** 2": (lambda x: x**2.0, [[0.0]], [[0]]),
     "0 ** 1": (lambda x: nf.pow(x, nf.ones_like(x)), [[0.0]], [[1]]),
