@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from nbflow.body import ARGUMENT, Body, bodies_of, leading, writes_state
 from nbflow.device import DeviceSpec
 from nbflow.errors import GraphError
-from nbflow.graph import Graph, Node, Tensor
+from nbflow.graph import Graph, Node
 from nbflow.placement import Placement
 
 # A control edge that crosses devices travels as output -1 of its node.
