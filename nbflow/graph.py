@@ -21,7 +21,7 @@ from nbflow.digest import graph_digest
 from nbflow.errors import GraphError, NameInUseError, NbflowError
 from nbflow.node import SCRIPT, Node, NodeMap, Owner, Tensor, ToTensor, ancestors, as_node, topological
 from nbflow.op import Attrs
-from nbflow.spec import TensorSpec
+from nbflow.spec import TensorSpec, require_values
 
 __all__ = [
     "SCRIPT",
@@ -233,6 +233,8 @@ class Graph:
         self, definition: ops.OpDef, full: str, inputs: Sequence[Tensor], attrs: Attrs, line: int
     ) -> Sequence[TensorSpec]:
         try:
+            if not (definition.stateful or definition.specialise):
+                require_values(t.spec for t in inputs)
             return definition.infer([t.spec for t in inputs], attrs)
         except NbflowError as error:
             made = "; ".join(f"{t.name} is {t.spec} from {t.node.where}" for t in inputs)

@@ -30,7 +30,7 @@ from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.op import Attrs
 from nbflow.ops._build import as_tensor, build
 from nbflow.ops.slices import Gradient
-from nbflow.spec import TensorSpec
+from nbflow.spec import TensorSpec, require_values
 from nbflow.structure import flatten
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,6 +99,11 @@ def _infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
     return [TensorSpec(s.shape, s.dtype) for s in inputs[: attrs["outputs"]]]
 
 
+def _barrier_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    require_values(inputs)
+    return [TensorSpec(inputs[0].shape, inputs[0].dtype)]
+
+
 def _gradient(node: Node, grads: Grads) -> Sequence[Gradient | None]:
     count = node.attrs["outputs"]
     results, boundary = node.inputs[:count], node.inputs[count:]
@@ -153,7 +158,7 @@ op.define("checkpoint", infer=_infer, gradient=_gradient, cost=op.free_cost, ali
 op.define("checkpoint_many", infer=_infer, gradient=_gradient, doc=f"Several results, copied; {_DOC}")
 op.define(
     "recompute_barrier",
-    infer=lambda inputs, attrs: [TensorSpec(inputs[0].shape, inputs[0].dtype)],
+    infer=_barrier_infer,
     gradient=lambda node, grads: [grads[0]],
     cost=op.free_cost,
     stateful=True,

@@ -159,6 +159,12 @@ def spec_of(value: np.ndarray[Any, Any] | np.generic) -> TensorSpec:
     return TensorSpec(tuple(value.shape), value.dtype)
 
 
+def require_values(specs: Iterable[TensorSpec]) -> None:
+    """Raises DTypeError when one of them is a handle to state."""
+    if any(s.resource for s in specs):
+        raise DTypeError("a handle to a variable is not a value; read the variable first")
+
+
 def shape_accepts(wanted: Shape, got: Shape) -> bool:
     """True when a value of shape `got` fits where `wanted` is declared; unknown dims of either side fit anything."""
     if wanted is None or got is None:

@@ -290,8 +290,6 @@ def broadcast_infer(ufunc: np.ufunc) -> ShapeRule:
     """The rule of an elementwise op whose dtypes are those of `ufunc`."""
 
     def infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-        if any(s.resource for s in inputs):
-            raise DTypeError("a handle to a variable is not a value; read the variable first")
         dtype = ufunc_dtype(ufunc, *(s.dtype for s in inputs))
         return [TensorSpec(broadcast_shapes(*(s.shape for s in inputs)), dtype)]
 

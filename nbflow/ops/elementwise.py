@@ -448,9 +448,14 @@ def _clip_gradient(node: Node, grads: Grads) -> Grads:
     return [where(both, grad, _zero(grad))]
 
 
+def _clip_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    require_kind(inputs[0], "iuf", "clip orders real numbers")
+    return same_infer(inputs, attrs)
+
+
 op.define(
     "clip",
-    infer=same_infer,
+    infer=_clip_infer,
     gradient=_clip_gradient,
     out=True,
     elementwise=True,

@@ -245,6 +245,8 @@ def _tile_grad_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Ten
     shape, rank, reps = inputs[0].shape, attrs["rank"], attrs["reps"]
     if shape is None:
         return [TensorSpec((None,) * rank, inputs[0].dtype)]
+    if len(shape) != max(rank, len(reps)):
+        raise ShapeError(f"tile of {rank} dimensions by {tuple(reps)} does not give {format_shape(shape)}")
     times = (1,) * (len(shape) - len(reps)) + tuple(reps)
     dims = [None if d is None or t == 0 else d // t for d, t in zip(shape, times, strict=True)]
     return [TensorSpec(tuple(dims[len(dims) - rank :]), inputs[0].dtype)]

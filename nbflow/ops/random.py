@@ -17,7 +17,7 @@ from nbflow.graph import Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import ArrayLike, as_tensor, build, convert
 from nbflow.ops.indexing import take
-from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, format_shape, kind_of
+from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, format_shape, kind_of, require_values
 
 FLOAT32 = np.dtype(np.float32)
 INT64 = np.dtype(np.int64)
@@ -28,6 +28,7 @@ def _filled_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[Tensor
 
 
 def _like_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    require_values(inputs)
     return [TensorSpec(inputs[0].shape, attrs["dtype"])]
 
 
