@@ -32,9 +32,13 @@ WRONG: tuple[TensorSpec, ...] = (
 )
 
 # Ops that are defined for every value, and such as gradient rules add for what their own op took.
-ANYTHING = set(
-    ["abs", "all", "any", "checkpoint", "checkpoint_many", "count", "expand_dims", "fftshift", "flip", "identity", "ifftshift", "isfinite", "isinf", "isnan", "logical_not", "prod", "recompute_barrier", "roll", "round", "shape_of", "stop_gradient", "sum", "tile", "unique", "diagonal_grad", "getitem_grad", "max_pool_grad", "max_pool_pick", "max_unpool_grad", "pad_crop", "prod_others", "prod_others_grad", "random_uniform_like", "resize_grad", "roi_align_grad", "slice_dynamic_grad"]
-)
+ANYTHING = {
+    "abs", "all", "any", "checkpoint", "checkpoint_many", "count", "expand_dims", "fftshift", "flip", "identity",
+    "ifftshift", "isfinite", "isinf", "isnan", "logical_not", "prod", "recompute_barrier", "roll", "round",
+    "shape_of", "stop_gradient", "sum", "tile", "unique", "diagonal_grad", "getitem_grad", "max_pool_grad",
+    "max_pool_pick", "max_unpool_grad", "pad_crop", "prod_others", "prod_others_grad", "random_uniform_like",
+    "resize_grad", "roi_align_grad", "slice_dynamic_grad",
+}  # fmt: skip
 
 
 def first_rows() -> dict[str, Any]:
