@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert
-from nbflow.ops.elementwise import abs, astype, equal, expm1, greater, logical_and, maximum, minimum, tanh, where
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import equal, greater, logical_and, maximum, minimum, where
+from nbflow.ops.elementwise import abs, expm1, tanh
 from nbflow.ops.joining import split
 from nbflow.ops.nn import op_scope, sigmoid, softplus
 from nbflow.ops.reduction import cumulative_sum, max

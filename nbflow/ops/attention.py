@@ -9,8 +9,10 @@ import numpy as np
 from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert, known_rank, require_kind
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import greater, greater_equal, less_equal, logical_and, where
 from nbflow.ops.creation import arange
-from nbflow.ops.elementwise import astype, cos, greater, greater_equal, less_equal, logical_and, sin, tanh, where
+from nbflow.ops.elementwise import cos, sin, tanh
 from nbflow.ops.joining import concat, split, stack
 from nbflow.ops.linalg import matmul
 from nbflow.ops.manipulation import expand_dims, repeat

@@ -9,7 +9,8 @@ import numpy as np
 from nbflow.errors import ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert, require_kind
-from nbflow.ops.elementwise import abs, clip, equal, greater, maximum, pow, remainder, sqrt, square, where
+from nbflow.ops.comparison import clip, equal, greater, maximum, where
+from nbflow.ops.elementwise import abs, pow, remainder, sqrt, square
 from nbflow.ops.joining import concat, stack
 from nbflow.ops.linalg import matmul
 from nbflow.ops.nn import op_scope

@@ -29,8 +29,9 @@ from nbflow.ops._build import (
     unary,
 )
 from nbflow.ops._complex import fitted, holomorphic
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import logical_or, not_equal, where
 from nbflow.ops.creation import arange, constant, identity, ones_like, zeros, zeros_like
-from nbflow.ops.elementwise import astype, logical_or, not_equal, where
 from nbflow.ops.indexing import take
 from nbflow.ops.joining import concat
 from nbflow.ops.manipulation import expand_dims, moveaxis, tril

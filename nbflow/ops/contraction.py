@@ -18,8 +18,8 @@ from nbflow import op
 from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, build, convert_all, known_rank, promote
+from nbflow.ops.casting import astype
 from nbflow.ops.creation import identity
-from nbflow.ops.elementwise import astype
 from nbflow.ops.linalg import matmul
 from nbflow.ops.manipulation import expand_dims, moveaxis, permute_dims, squeeze
 from nbflow.ops.matrices import diagonal

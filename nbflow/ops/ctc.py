@@ -11,8 +11,10 @@ import numpy as np
 from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert, require_kind
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import equal, greater, less, logical_and, not_equal, where
 from nbflow.ops.creation import arange, full, full_like, zeros_like
-from nbflow.ops.elementwise import astype, equal, greater, less, logaddexp, logical_and, not_equal, where
+from nbflow.ops.elementwise import logaddexp
 from nbflow.ops.indexing import take_along_axis
 from nbflow.ops.joining import concat, stack
 from nbflow.ops.loops import scan

@@ -18,7 +18,9 @@ from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Tensor, get_graph
 from nbflow.op import Attrs
 from nbflow.ops._build import ArrayLike, as_tensor, build, convert, known_rank, require_kind
-from nbflow.ops.elementwise import abs, astype, log, log1p, maximum, sign
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import maximum
+from nbflow.ops.elementwise import abs, log, log1p, sign
 from nbflow.ops.indexing import take
 from nbflow.ops.manipulation import expand_dims
 from nbflow.ops.random import FLOAT32, draw_cost, floating, permutation, randint, static_shape_of, uniform, uniform_like

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import less, where
 from nbflow.ops.creation import arange, identity
-from nbflow.ops.elementwise import astype, floor, less, where
+from nbflow.ops.elementwise import floor
 from nbflow.ops.indexing import take_along_axis
 from nbflow.ops.manipulation import flip, pad, permute_dims
 from nbflow.ops.nn import op_scope

@@ -19,8 +19,8 @@ from nbflow.ops._build import (
     promote,
     static_shape,
 )
+from nbflow.ops.casting import astype
 from nbflow.ops.creation import zeros_like
-from nbflow.ops.elementwise import astype
 from nbflow.ops.shape import reshape, shape_of
 from nbflow.spec import Dim, TensorSpec, format_shape, merge_shapes, normalize_axis
 

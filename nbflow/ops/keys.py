@@ -25,8 +25,8 @@ from nbflow.ops._build import (
     require_kind,
     require_scalar,
 )
+from nbflow.ops.casting import astype
 from nbflow.ops.dynamic import slice_dynamic
-from nbflow.ops.elementwise import astype
 from nbflow.ops.gathering import gather_nd
 from nbflow.ops.indexing import take
 from nbflow.ops.manipulation import expand_dims, moveaxis

@@ -10,7 +10,9 @@ import math
 from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, build, convert, require_kind
-from nbflow.ops.elementwise import abs, astype, clip, exp, greater, log, maximum, minimum, rsqrt, square, where
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import clip, greater, maximum, minimum, where
+from nbflow.ops.elementwise import abs, exp, log, rsqrt, square
 from nbflow.ops.indexing import take, take_along_axis
 from nbflow.ops.manipulation import expand_dims, squeeze
 from nbflow.ops.nn import log_softmax, op_scope, softplus

@@ -18,7 +18,8 @@ from nbflow.errors import DTypeError
 from nbflow.graph import Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import ArrayLike, build, convert
-from nbflow.ops.elementwise import astype, clip
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import clip
 from nbflow.spec import NARROW, DTypeLike, TensorSpec, as_dtype, kind_of
 
 

@@ -15,21 +15,10 @@ from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Node, Tensor, graph_for
 from nbflow.op import Attrs, Cost
 from nbflow.ops._build import ArrayLike, as_tensor, build, convert, known_rank, require_kind, unary
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import greater, greater_equal, minimum, not_equal, where
 from nbflow.ops.creation import identity, ones_like
-from nbflow.ops.elementwise import (
-    astype,
-    erf,
-    exp,
-    expm1,
-    greater,
-    greater_equal,
-    minimum,
-    not_equal,
-    rsqrt,
-    square,
-    tanh,
-    where,
-)
+from nbflow.ops.elementwise import erf, exp, expm1, rsqrt, square, tanh
 from nbflow.ops.indexing import take
 from nbflow.ops.manipulation import expand_dims
 from nbflow.ops.random import uniform_like

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert
-from nbflow.ops.elementwise import abs, greater, pow, rsqrt, square, where
+from nbflow.ops.comparison import greater, where
+from nbflow.ops.elementwise import abs, pow, rsqrt, square
 from nbflow.ops.manipulation import moveaxis
 from nbflow.ops.nn import along, moments, op_scope
 from nbflow.ops.pooling import avg_pool

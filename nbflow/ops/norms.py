@@ -10,9 +10,11 @@ import numpy as np
 from nbflow.errors import ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, axis_attr, build, convert, require_kind
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import equal, greater, not_equal, where
 from nbflow.ops.creation import identity
 from nbflow.ops.decompositions import svdvals
-from nbflow.ops.elementwise import abs, astype, equal, greater, not_equal, pow, sqrt, where
+from nbflow.ops.elementwise import abs, pow, sqrt
 from nbflow.ops.manipulation import expand_dims
 from nbflow.ops.matrices import matrix_dims
 from nbflow.ops.numbers import imag, real

@@ -26,8 +26,10 @@ from nbflow.ops._build import (
     same_infer,
     unary,
 )
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import equal, where
 from nbflow.ops.creation import identity, zeros_like
-from nbflow.ops.elementwise import astype, atan2, equal, where
+from nbflow.ops.elementwise import atan2
 from nbflow.ops.shape import unbroadcast
 from nbflow.spec import DTypeLike, FloatInfo, TensorSpec, as_dtype, float_info, kind_of
 

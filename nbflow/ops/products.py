@@ -9,8 +9,8 @@ from nbflow.graph import Node, Tensor
 from nbflow.op import Cost
 from nbflow.ops._build import build, known_rank
 from nbflow.ops._complex import holomorphic
+from nbflow.ops.comparison import not_equal, where
 from nbflow.ops.creation import ones_like
-from nbflow.ops.elementwise import not_equal, where
 from nbflow.ops.manipulation import expand_dims, moveaxis, squeeze, tril, triu
 from nbflow.ops.reduction import sum as sum_over
 from nbflow.ops.shape import reshape, reshape_like, shape_of

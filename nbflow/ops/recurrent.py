@@ -13,9 +13,10 @@ from typing import Any
 from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert, require_kind
+from nbflow.ops.comparison import clip as clipped
+from nbflow.ops.comparison import greater, where
 from nbflow.ops.creation import arange, zeros
-from nbflow.ops.elementwise import clip as clipped
-from nbflow.ops.elementwise import greater, tanh, where
+from nbflow.ops.elementwise import tanh
 from nbflow.ops.joining import split, stack
 from nbflow.ops.linalg import matmul
 from nbflow.ops.loops import scan

@@ -26,8 +26,10 @@ from nbflow.ops._build import (
     unary,
 )
 from nbflow.ops._complex import fitted, holomorphic
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import equal, isfinite, where
 from nbflow.ops.creation import stop_gradient, zeros_like
-from nbflow.ops.elementwise import astype, equal, exp, isfinite, log, sqrt, square, where
+from nbflow.ops.elementwise import exp, log, sqrt, square
 from nbflow.ops.manipulation import expand_dims, flip, squeeze
 from nbflow.ops.shape import broadcast_like
 from nbflow.spec import (

@@ -11,21 +11,11 @@ from itertools import product
 from nbflow.errors import GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.ops._build import ArrayLike, convert, require_kind
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import clip, greater_equal, less_equal, logical_and, minimum, where
 from nbflow.ops.composed import meshgrid
 from nbflow.ops.creation import arange, ones_like
-from nbflow.ops.elementwise import (
-    abs,
-    astype,
-    clip,
-    floor,
-    greater_equal,
-    less_equal,
-    logical_and,
-    minimum,
-    remainder,
-    round,
-    where,
-)
+from nbflow.ops.elementwise import abs, floor, remainder, round
 from nbflow.ops.indexing import take
 from nbflow.ops.joining import stack
 from nbflow.ops.linalg import matmul

@@ -26,8 +26,8 @@ from nbflow.ops._build import (
     promote,
     require_kind,
 )
+from nbflow.ops.casting import astype
 from nbflow.ops.creation import zeros_like
-from nbflow.ops.elementwise import astype
 from nbflow.ops.indexing import scatter_add, take
 from nbflow.ops.reduction import Axis
 from nbflow.ops.reduction import sum as sum_over

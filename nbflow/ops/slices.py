@@ -17,8 +17,8 @@ from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import INT64, build, build_node, require_kind, static_shape
+from nbflow.ops.casting import astype
 from nbflow.ops.creation import zeros_like
-from nbflow.ops.elementwise import astype
 from nbflow.ops.shape import reshape, shape_of
 from nbflow.spec import Dim, Shape, TensorSpec, format_shape, kind_of
 

@@ -17,8 +17,8 @@ from nbflow.graph import Node, Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import ArrayLike, build, build_node, convert, convert_promoted, promote, unary
 from nbflow.ops._complex import holomorphic, is_complex
+from nbflow.ops.casting import astype
 from nbflow.ops.creation import identity
-from nbflow.ops.elementwise import astype
 from nbflow.ops.linalg import matmul
 from nbflow.ops.manipulation import expand_dims, squeeze
 from nbflow.ops.matrices import adjoint, cubic_cost, identity_like, matrix_dims, shaped, square_dims, times, transposed
