@@ -100,18 +100,22 @@ def non_max_suppression(
 # --- what is inside --------------------------------------------------------------------------------------------------
 
 
-def _roi_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-    x, boxes, ids = inputs
+def _require_boxes(x: TensorSpec, boxes: TensorSpec, ids: TensorSpec) -> None:
     require_kind(x, "f", "images are floating")
     require_kind(boxes, "f", "boxes are floating")
     require_kind(ids, "iu", "the images of the boxes are integers")
-    places_of(x.shape, attrs["data_format"])
     number = None if ids.shape is None else ids.shape[:1]
     if not shape_accepts((None if number is None else number[0], 4), boxes.shape) or ids.rank not in (1, None):
         raise ShapeError(
             f"boxes are (m, 4) and the numbers of their images (m,), not {format_shape(boxes.shape)} and "
             f"{format_shape(ids.shape)}"
         )
+
+
+def _roi_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
+    x, boxes, ids = inputs
+    _require_boxes(x, boxes, ids)
+    places_of(x.shape, attrs["data_format"])
     count = boxes.shape[0] if boxes.shape is not None else None
     channels = channels_of(x.shape, attrs["data_format"])
     return [TensorSpec(laid_out(count, attrs["size"], channels, attrs["data_format"]), x.dtype)]
@@ -128,7 +132,9 @@ def _roi_gradient(node: Node, grads: Grads) -> Grads:
 
 
 def _roi_grad_infer(inputs: Sequence[TensorSpec], attrs: Attrs) -> Sequence[TensorSpec]:
-    return [TensorSpec(ranked(shape_infer(inputs[3:], attrs), attrs), inputs[0].dtype)]
+    dy, boxes, ids = inputs[:3]
+    _require_boxes(dy, boxes, ids)
+    return [TensorSpec(ranked(shape_infer(inputs[3:], attrs), attrs), dy.dtype)]
 
 
 def _roi_grad_gradient(node: Node, grads: Grads) -> Grads:

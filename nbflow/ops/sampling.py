@@ -1,6 +1,7 @@
 """Values of images at places between pixels: grids, affine maps, crops of boxes. Made of other ops.
 
-Places are differentiable as well as images, but for the nearest pixel.
+Places are differentiable as well as images, but for the nearest pixel. Of 16 bits both are computed in float32: in
+bfloat16 there is no place between the pixels 256 and 258, nor a pixel 257.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class _Places:
         return at
 
     def at(self, coordinates: Sequence[Tensor], method: str) -> Tensor:
-        """(m, count, channels)."""
+        """(m, count, channels), of 16 bits in float32."""
         if method == "nearest":
             coordinates = [round(c) for c in coordinates]
         coordinates = [self.settled(c, s) for c, s in zip(coordinates, self.sizes, strict=True)]
@@ -109,10 +110,15 @@ class _Places:
             number = astype(settled, "int64")
             index = number if index is None else index * size + number
         assert index is not None  # there is at least one dimension
-        values = take(self.flat, index + self.base, axis=0)
+        values = _wide(take(self.flat, index + self.base, axis=0))
         if inside is not None:
             weight = astype(inside, values.dtype) if weight is None else where(inside, weight, 0.0)
         return values if weight is None else values * expand_dims(astype(weight, values.dtype), axis=-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """`x` in float32 at least."""
+    return astype(x, "float32") if x.dtype.itemsize < 4 else x
 
 
 def _like(size: Size, like: Tensor) -> Tensor:
@@ -167,13 +173,13 @@ def grid_sample(
         if is_channels_first(layout):
             image = moveaxis(image, 1, -1) if image.spec.rank is not None else _last(image, n)
         sizes, out = _dims(image, n + 2, "grid_sample"), _dims(places, n + 2, "a grid")
-        flat = reshape(places, (out[0], -1, n))
+        flat = _wide(reshape(places, (out[0], -1, n)))
         core = _Places(image, sizes, arange(out[0]), outside, align_corners)
         coordinates = []
         for axis, size in enumerate(sizes[1:-1]):
             at, whole = flat[..., n - 1 - axis], _like(size, flat)
             coordinates.append((at + 1.0) * 0.5 * (whole - 1.0) if align_corners else ((at + 1.0) * whole - 1.0) * 0.5)
-        made = reshape(core.at(coordinates, method), (*out[:-1], sizes[-1]))
+        made = astype(reshape(core.at(coordinates, method), (*out[:-1], sizes[-1])), image.dtype)
         return moveaxis(made, -1, 1) if is_channels_first(layout) else made
 
 
@@ -198,14 +204,15 @@ def affine_grid(
     require_kind(matrix.spec, "f", "maps are floating")
     with op_scope(name, "affine_grid", matrix):
         wanted: list[Size] = [s if isinstance(s, int) else convert(s) for s in size]
+        wide = _wide(matrix)
         lines = []
         for extent in reversed(wanted):
-            at = astype(arange(extent), matrix.dtype)
+            at = astype(arange(extent), wide.dtype)
             whole = _like(extent, at)
             lines.append(at * 2.0 / clip(whole - 1.0, 1.0) - 1.0 if align_corners else (at * 2.0 + 1.0) / whole - 1.0)
         parts = [reshape(part, (-1,)) for part in meshgrid(*reversed(lines), indexing="ij")]
         points = stack([*reversed(parts), ones_like(parts[0])], axis=-1)
-        return reshape(matmul(points, matrix_transpose(matrix)), (-1, *wanted, n))
+        return astype(reshape(matmul(points, matrix_transpose(wide)), (-1, *wanted, n)), matrix.dtype)
 
 
 def crop_and_resize(
@@ -237,7 +244,7 @@ def crop_and_resize(
     with op_scope(name, "crop_and_resize", image):
         if is_channels_first(data_format):
             image = moveaxis(image, 1, -1) if image.spec.rank is not None else _last(image, 2)
-        sizes = _dims(image, 4, "crop_and_resize")
+        sizes, edges = _dims(image, 4, "crop_and_resize"), _wide(edges)
         lines = []
         for axis, count in enumerate((height, width)):
             start, end = edges[:, axis : axis + 1], edges[:, axis + 2 : axis + 3]
@@ -254,7 +261,8 @@ def crop_and_resize(
         inside = ones_like(at[0]) > 0.0
         for c, whole in zip(at, sizes[1:3], strict=True):
             inside = logical_and(inside, logical_and(greater_equal(c, 0.0), less_equal(c, _like(whole, c) - 1.0)))
-        made = reshape(where(expand_dims(inside, axis=-1), made, value), (-1, height, width, sizes[-1]))
+        made = astype(where(expand_dims(inside, axis=-1), made, value), image.dtype)
+        made = reshape(made, (-1, height, width, sizes[-1]))
         return moveaxis(made, -1, 1) if is_channels_first(data_format) else made
 
 

@@ -11,6 +11,7 @@ import pytest
 import nbflow as nf
 from nbflow.errors import DTypeError, GraphError, OpError, ShapeError
 from nbflow.graph import Graph
+from nbflow.ops._build import build
 from nbflow.testing import Evaluator, evaluate
 
 A = np.ndarray[Any, Any]
@@ -173,6 +174,32 @@ def test_errors_of_boxes_grids_and_patches() -> None:
             nf.image.fold(np.zeros((1, 3, 4, 6), "f4"), (4, 5), 2)
         with pytest.raises(ShapeError, match=r"windows \(1, 2, 2, 4\) are not those of images of \(4, 3\)"):
             nf.image.fold(np.zeros((1, 2, 2, 4), "f4"), (4, 3), 2)
+
+
+def test_half_precision_finds_every_pixel() -> None:
+    """Between 256 and 512 bfloat16 has only each second integer: places must not be computed in it."""
+    with Graph().as_default():
+        row = nf.astype(nf.constant(RNG.integers(0, 200, (1, 1, 400, 1)).astype(np.float32)), "bfloat16")
+        boxes = nf.astype(nf.constant([[0.0, 0.0, 1.0, 1.0]]), "bfloat16")
+        theta = nf.astype(nf.constant([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]), "bfloat16")
+        cut = nf.image.crop_and_resize(row, boxes, nf.constant([0]), (1, 400))
+        steps = np.stack([(np.arange(400) * 2 + 1) / 400 - 1, np.zeros(400)], axis=-1)[None, None].astype(np.float32)
+        sampled = nf.image.grid_sample(row, nf.constant(steps), data_format="NHWC")
+        grid = nf.image.affine_grid(theta, (1, 400))
+        assert {t.dtype.name for t in (cut, sampled, grid)} == {"bfloat16"}
+        found = evaluate([nf.astype(t, "float32") for t in (row, cut, sampled, grid)])
+    for image in found[1:3]:
+        np.testing.assert_allclose(image, found[0], rtol=2**-8, atol=0.01)
+    np.testing.assert_allclose(found[3][0, 0], steps[0, 0], atol=2**-8)
+
+
+def test_the_gradient_of_roi_align_takes_what_roi_align_does() -> None:
+    with Graph().as_default():
+        attrs = {"size": (2, 2), "sampling": 1, "scale": 1.0, "half_pixel": True, "mode": "avg", "data_format": "NHWC"}
+        boxes, ids = nf.constant(np.zeros((1, 4), np.float32)), nf.constant([0])
+        dy = nf.constant(np.zeros((1, 2, 2, 3), np.complex64))
+        with pytest.raises(DTypeError, match="images are floating, not complex64"):
+            build("roi_align_grad", (dy, boxes, ids), {**attrs, "shape": (1, 4, 4, 3)})
 
 
 def test_boxes_of_no_number_and_half_precision() -> None:
