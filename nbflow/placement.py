@@ -21,7 +21,7 @@ from nbflow.transport import DeviceInfo
 # Jobs that hold variables and compute only what is colocated with them.
 STATE_JOBS = ("ps",)
 # Ops that hold state, which stays where it was made first: what uses it comes to it.
-HOLDERS = ("variable", "iterator", "queue")
+HOLDERS = ("variable", "iterator", "queue", "accumulator", "coordinator")
 # Ops whose value is known before the step starts.
 _VALUES = ("constant", "placeholder")
 

@@ -25,6 +25,7 @@ from tests import (
     cases_linalg,
     cases_losses,
     cases_nn,
+    cases_replicas,
     cases_rows,
     cases_windows,
 )
@@ -41,6 +42,7 @@ ROWS: list[Case] = [
     *cases_layers.OPS,
     *cases_linalg.OPS,
     *cases_nn.OPS,
+    *cases_replicas.OPS,
     *cases_rows.OPS,
     *cases_windows.OPS,
 ]

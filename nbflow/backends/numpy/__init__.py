@@ -39,6 +39,7 @@ from nbflow.backends.numpy import (
     random,
     recompute,
     reduction,
+    replicas,
     resizing,
     rows,
     scattering,
@@ -81,6 +82,7 @@ FAMILIES = (
     recompute,
     data,
     queues,
+    replicas,
 )
 
 

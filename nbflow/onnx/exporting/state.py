@@ -66,6 +66,14 @@ REASONS: dict[str, str] = {
         ("iterator", "iterator_next", "iterator_position", "iterator_state", "iterator_restore"),
         "an ONNX file holds no data set; make the tensors of the batch inputs of the model",
     ),
+    **dict.fromkeys(
+        (
+            "accumulator", "accumulator_apply", "accumulator_take", "coordinator", "coordinator_advance",
+            "coordinator_begin", "coordinator_close", "coordinator_leave", "coordinator_open", "coordinator_pace",
+            "coordinator_report", "coordinator_tick", "coordinator_wait",
+        ),
+        "it is where replicas meet in training, which no model does",
+    ),
     "argument": "it belongs to the body of an op, and is given by that op",
     "nextafter": "ONNX has no operator that looks at the bits of a number",
     "random_permutation": "ONNX has no operator that draws integers",
