@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -9,9 +10,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from nbflow.driver import Driver, Pending
-from nbflow.errors import Cancelled, EndOfData
+from nbflow.errors import Cancelled, EndOfData, NbflowError
 from nbflow.events import Event, Metric, RunState
 from nbflow.transport import HostArray, Loop, LoopAction, Transport
+
+log = logging.getLogger("nbflow.loop")
 
 # Steps sent ahead of the one that is waited for: hides the command's latency behind the work of the steps before it.
 AHEAD = 4
@@ -75,18 +78,27 @@ class _Runner:
     def run(self) -> None:
         try:
             self._say("running")
-            detail = self._steps()
+            ended = ("done", self._steps())
         except EndOfData as error:
             self._drain()
-            self._say("done", f"the data ended after step {self.last_done}: {error.message}")
+            ended = ("done", f"the data ended after step {self.last_done}: {error.message}")
         except Exception as error:  # noqa: BLE001  # the loop's thread is the top of the stack: everything is reported
             self._drain()
-            if isinstance(error, Cancelled) and self.control.stopped:
-                self._say("stopped")
-            else:
-                self._say("failed", f"{type(error).__name__}: {error}")
-        else:
-            self._say("stopped" if self.control.stopped else "done", detail)
+            failed = ("failed", f"{type(error).__name__}: {error}")
+            ended = ("done", "") if isinstance(error, Cancelled) and self.control.stopped else failed
+        self._leave()
+        status, detail = ended
+        if status == "done" and self.control.stopped:
+            status, detail = "stopped", self.not_finite
+        self._say(status, detail)
+
+    def _leave(self) -> None:
+        if not self.loop.finish:
+            return
+        try:
+            self.driver.start(self.loop.finish, self.last_done).wait()
+        except NbflowError as error:
+            log.warning("loop %s could not say that it has ended: %s", self.loop.id, error)
 
     def _steps(self) -> str:
         loop = self.loop

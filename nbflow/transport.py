@@ -93,7 +93,8 @@ class Loop:
 
     `step` and `report` map task names to bundle ids: `report` is the same step, with the metrics fetched, and runs
     when the step's number is a multiple of `every`. Steps `first` … `first + steps - 1` run in lane `id`.
-    `replica` names the replica whose loop this is (empty for one loop over all replicas).
+    `replica` names the replica whose loop this is (empty for one loop over all replicas). `finish`, task -> bundle id,
+    runs once when the loop has ended, however it did: it tells others not to wait for this one.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Loop:
     every: int
     stop_on_nan: bool = False
     replica: str = ""
+    finish: Mapping[str, str] = field(default_factory=dict)
 
 
 LoopAction = Literal["stop", "pause", "resume", "cancel"]

@@ -398,6 +398,7 @@ def encode_loop(loop: Loop) -> pb.Loop:
         every=loop.every,
         stop_on_nan=loop.stop_on_nan,
         replica=loop.replica,
+        finish=dict(loop.finish),
     )
 
 
@@ -419,6 +420,7 @@ def decode_loop(message: pb.Loop) -> Loop:
         message.every,
         message.stop_on_nan,
         message.replica,
+        dict(sorted(message.finish.items())),
     )
 
 

@@ -282,7 +282,7 @@ class MetricSource(_message.Message):
     def __init__(self, name: _Optional[str] = ..., task: _Optional[str] = ..., fetch: _Optional[str] = ...) -> None: ...
 
 class Loop(_message.Message):
-    __slots__ = ("id", "run", "step", "report", "metrics", "first", "steps", "every", "stop_on_nan", "replica")
+    __slots__ = ("id", "run", "step", "report", "metrics", "first", "steps", "every", "stop_on_nan", "replica", "finish")
     class StepEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +291,13 @@ class Loop(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     class ReportEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class FinishEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -307,6 +314,7 @@ class Loop(_message.Message):
     EVERY_FIELD_NUMBER: _ClassVar[int]
     STOP_ON_NAN_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
     id: str
     run: str
     step: _containers.ScalarMap[str, str]
@@ -317,7 +325,8 @@ class Loop(_message.Message):
     every: int
     stop_on_nan: bool
     replica: str
-    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., step: _Optional[_Mapping[str, str]] = ..., report: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., first: _Optional[int] = ..., steps: _Optional[int] = ..., every: _Optional[int] = ..., stop_on_nan: _Optional[bool] = ..., replica: _Optional[str] = ...) -> None: ...
+    finish: _containers.ScalarMap[str, str]
+    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., step: _Optional[_Mapping[str, str]] = ..., report: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., first: _Optional[int] = ..., steps: _Optional[int] = ..., every: _Optional[int] = ..., stop_on_nan: _Optional[bool] = ..., replica: _Optional[str] = ..., finish: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class StepStarted(_message.Message):
     __slots__ = ("step", "wall_s")
