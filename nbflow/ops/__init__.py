@@ -21,9 +21,9 @@ from nbflow.ops import pooling as pooling
 from nbflow.ops import pooling_more as pooling_more
 from nbflow.ops import products as products
 from nbflow.ops import queue as queue
-from nbflow.ops import replicas as replicas
 from nbflow.ops import ragged as ragged
 from nbflow.ops import random as random
+from nbflow.ops import replicas as replicas
 from nbflow.ops import resizing as resizing
 from nbflow.ops import rows as rows
 from nbflow.ops import solving as solving

@@ -96,7 +96,7 @@ op.define(
     gradient=None,
     cost=_kept_cost,
     stateful=True,
-    doc="(accumulator, value, step, weight): keeps a copy of a worker's value for `step`, in the place of its last one; "
+    doc="(accumulator, value, step, weight): keeps a copy of a worker's value for `step`, instead of its last one; "
     f"drops it when that step was taken already. {_SPEC}, worker.",
 )
 op.define(
@@ -129,7 +129,7 @@ for _name, _infer, _doc in (
     (
         "report",
         _coordinator_infer(step=True),
-        "(coordinator, step): `worker` has given all that it gives to `step`; nothing when that is over. attrs: worker.",
+        "(coordinator, step): `worker` has given all it gives to `step`; nothing when that is over. attrs: worker.",
     ),
     (
         "begin",

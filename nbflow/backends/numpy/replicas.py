@@ -66,9 +66,7 @@ def accumulator_apply(
     ctx: Context, state: Accumulator, value: Array, step: Array, weight: Array, *, worker: int, dtype: Any, shape: Shape
 ) -> tuple[()]:
     if not shape_accepts(shape, np.shape(value)):
-        raise ShapeError(
-            f"accumulator {state.name!r} holds {format_shape(shape)}, not {format_shape(np.shape(value))}"
-        )
+        raise ShapeError(f"accumulator {state.name!r} holds {format_shape(shape)}, not {format_shape(np.shape(value))}")
     state.apply(worker, int(step), float(weight), value)
     return ()
 
