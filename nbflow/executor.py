@@ -17,9 +17,13 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from nbflow.backends.base import Backend
+from nbflow.backends.null import NullBackend
+from nbflow.backends.null.array import MARK, NullArray, describe, described
+from nbflow.backends.null.clock import Link
 from nbflow.errors import Cancelled, NbflowError, Rejected
 from nbflow.events import Emitter, Event, Listener, Log
 from nbflow.loop import LoopControl, run_loop
+from nbflow.machines import Machine
 from nbflow.plan import Bundle
 from nbflow.program import Program, StepToken
 from nbflow.rendezvous import REMEMBERED, Rendezvous
@@ -91,6 +95,8 @@ class Executor:
     ) -> None:
         self._info = info
         self._backends = backends
+        null = backends.get("null")
+        self._null_link = null.link if isinstance(null, NullBackend) else Link(Machine())
         self._session = session
         self._outbox = outbox
         self._peers = peers
@@ -203,7 +209,11 @@ class Executor:
     # --- Inbox ---------------------------------------------------------------------------------------------------
 
     def deliver(self, step_id: str, key: str, value: HostArray) -> None:
-        self.rendezvous.deliver(step_id, key, value)
+        if MARK not in key:
+            self.rendezvous.deliver(step_id, key, value)
+            return
+        plain, zeros, at = described(key)
+        self._null_link.arrive(zeros.nbytes, at, lambda: self.rendezvous.deliver(step_id, plain, zeros))
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -298,6 +308,8 @@ class Executor:
             raise
 
     def _send(self, step_id: str, key: str, destination_task: str, value: Any) -> None:
+        if isinstance(value, NullArray) and destination_task != self._info.task_name:
+            key, value = describe(key, value, self._null_link.leave(value.nbytes))
         if destination_task == self._info.task_name:
             self.rendezvous.deliver(step_id, key, value.copy())
         else:

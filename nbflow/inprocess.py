@@ -9,10 +9,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from nbflow.backends.base import Backend
+from nbflow.backends.null import NullBackend
 from nbflow.backends.numpy import NumpyBackend
 from nbflow.device import LOCAL, DeviceSpec
 from nbflow.errors import WorkerLost
 from nbflow.executor import Executor
+from nbflow.machines import parse_machine
 from nbflow.transport import DeviceInfo, HostArray, Transport, WorkerInfo
 
 _numbers = itertools.count()
@@ -34,14 +36,18 @@ class _Exchange:
 class InProcessCluster:
     """`workers` tasks of job worker and `ps` tasks of job ps, each with one CPU device, all in this process.
 
-    Without arguments: the single local task that `nf.run` uses when no cluster is set.
+    Without arguments: the single local task that `nf.run` uses when no cluster is set. `null`: the devices compute
+    nothing and take the time of this machine (`nbflow.machines`).
     """
 
-    def __init__(self, workers: int = 0, ps: int = 0) -> None:
-        tasks = [DeviceSpec("worker", i, "cpu", 0) for i in range(workers)]
-        tasks += [DeviceSpec("ps", i, "cpu", 0) for i in range(ps)]
-        self._devices = tuple(DeviceInfo(d, "CPU of this process") for d in tasks or [LOCAL])
-        self._backends: dict[str, Backend] = {"cpu": NumpyBackend()}
+    def __init__(self, workers: int = 0, ps: int = 0, *, null: str | None = None) -> None:
+        kind = "cpu" if null is None else "null"
+        tasks = [DeviceSpec("worker", i, kind, 0) for i in range(workers)]
+        tasks += [DeviceSpec("ps", i, kind, 0) for i in range(ps)]
+        what = "CPU of this process" if null is None else f"computes nothing, as {null or 'in no time'}"
+        flops = 0.0 if null is None else parse_machine(null).flops
+        self._devices = tuple(DeviceInfo(d, what, flops=flops) for d in tasks or [LOCAL.merge(DeviceSpec(type=kind, index=0))])
+        self._null = null
         self._sessions: dict[str, dict[str, Executor]] = {}
         self._lock = threading.Lock()
         self.id = f"in-process-{next(_numbers)}"
@@ -64,7 +70,9 @@ class InProcessCluster:
             info = WorkerInfo(
                 spec.job or "", spec.task or 0, "in process", incarnation, os.getpid(), (device,), allow_python=True
             )
-            executor = Executor(info, self._backends, session, exchange, peers=exchange.executors.__getitem__)
+            null: dict[str, Backend] = {} if self._null is None else {"null": NullBackend(self._null)}
+            backends: dict[str, Backend] = {"cpu": NumpyBackend(), **null}
+            executor = Executor(info, backends, session, exchange, peers=exchange.executors.__getitem__)
             exchange.executors[info.task_name] = executor
         return exchange.executors
 

@@ -371,7 +371,7 @@ class Program:
         token_value = np.empty(0, np.uint8)  # a control edge: something must arrive, nothing need be in it
 
         def send(run: _Run) -> None:
-            value = token_value if source < 0 else np.asarray(self._backend.to_host(run.slots[source]))
+            value = token_value if source < 0 else np.asanyarray(self._backend.to_host(run.slots[source]))
             run.send(run.token.step_id, key + flow.suffix(run.frame), task, value)
 
         return send

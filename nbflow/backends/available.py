@@ -6,6 +6,7 @@ from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
 from nbflow.backends.base import Backend
+from nbflow.backends.null import NullBackend
 from nbflow.backends.numpy import NumpyBackend
 
 # Handled by the plan itself: their values are there before the first instruction runs.
@@ -16,8 +17,8 @@ CONTROL_FLOW = ("cond", "loop")
 
 @lru_cache(maxsize=1)
 def backends() -> dict[str, type[Backend]]:
-    """Device type -> backend class: numpy for `cpu`, and whatever the entry points `nbflow.backends` add."""
-    found: dict[str, type[Backend]] = {"cpu": NumpyBackend}
+    """Device type -> backend class: numpy for `cpu`, `null`, and whatever the entry points `nbflow.backends` add."""
+    found: dict[str, type[Backend]] = {"cpu": NumpyBackend, "null": NullBackend}
     for entry in entry_points(group="nbflow.backends"):
         if entry.name not in found:
             found[entry.name] = entry.load()

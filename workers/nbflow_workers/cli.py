@@ -59,8 +59,9 @@ def nbflow() -> None:
     "--devices",
     default="auto",
     show_default=True,
-    metavar="auto|cpu|gpu:0",
-    help="What it offers, with commas between.",
+    metavar="auto|cpu|gpu:0|null@MACHINE",
+    help="What it offers, with commas between. A null device computes nothing and takes the time of a described "
+    "machine: null@h100, null@op=1ms/link=1e9 (docs/simulate.md).",
 )
 @click.option(
     "--spec-out",

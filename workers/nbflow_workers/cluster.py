@@ -421,6 +421,7 @@ def local(
     ps: int = 0,
     *,
     gpus: int = 0,
+    devices: str = "auto",
     name: str | None = None,
     timeout_s: float = 60.0,
     progress: Progress | None = None,
@@ -428,13 +429,14 @@ def local(
 ) -> Cluster:
     """Starts `workers` tasks of job worker and `ps` of job ps as processes of this machine.
 
-    The first `gpus` workers get one GPU each. `progress` is called with a line as each starts and is ready. Raises
-    WorkerError, with what the process wrote, when one does not start within `timeout_s`; then none is left running.
+    The first `gpus` workers get one GPU each; the others, and the ps, have `devices`, as `nbflow worker --devices` has:
+    `null@h100` for coordination without arithmetic. `progress` is called with a line as each starts and is ready.
+    Raises WorkerError, with what the process wrote, when one does not start within `timeout_s`; then none is left.
     """
     if workers < 1 or ps < 0 or not 0 <= gpus <= workers:
         raise Rejected(f"a cluster has at least one worker and at most a GPU each; asked: {workers=}, {ps=}, {gpus=}")
-    asks = [Ask("worker", i, f"cpu,gpu:{i}" if i < gpus else "auto") for i in range(workers)]
-    asks += [Ask("ps", i) for i in range(ps)]
+    asks = [Ask("worker", i, f"cpu,gpu:{i}" if i < gpus else devices) for i in range(workers)]
+    asks += [Ask("ps", i, devices) for i in range(ps)]
     token = security.new_token()
     used = launcher or LocalLauncher()
     made = _start(used, asks, token, timeout_s=timeout_s, progress=progress)

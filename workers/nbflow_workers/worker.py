@@ -20,10 +20,13 @@ import numpy as np
 import psutil
 
 from nbflow import wire
+from nbflow.backends.available import backends as installed_backends
 from nbflow.backends.base import Backend
+from nbflow.backends.null import NullBackend
 from nbflow.device import DeviceSpec
 from nbflow.errors import PlacementError, Rejected
 from nbflow.executor import Executor
+from nbflow.machines import parse_machine
 from nbflow.transport import DeviceInfo, Outbox, Transport, WorkerInfo
 from nbflow_workers import security, spec
 from nbflow_workers.dataplane import shm
@@ -75,30 +78,41 @@ def versions() -> dict[str, str]:
 
 
 def find_devices(asked: str, job: str, task: int) -> tuple[dict[str, Backend], tuple[DeviceInfo, ...]]:
-    """Backends by device type, and the devices: `auto`, or a list such as `cpu` or `cpu,gpu:0`.
+    """Backends by device type, and the devices: `auto`, or a list such as `cpu`, `cpu,gpu:0` or `null@h100`.
+
+    A null device computes nothing, and takes the time of the machine that is described behind the `@`.
 
     Raises PlacementError for a device that is not here, naming what is missing.
     """
-    installed = {e.name: e for e in importlib.metadata.entry_points(group="nbflow.backends")}
+    installed = installed_backends()
     wanted = ["cpu"] if asked == "auto" else [d.strip() for d in asked.split(",") if d.strip()]
     backends: dict[str, Backend] = {}
     devices: list[DeviceInfo] = []
-    for name in wanted:
+    for entry in wanted:
+        name, _, machine = entry.partition("@")
         kind, _, index = name.partition(":")
+        if kind == "null":
+            if kind in backends or index not in ("", "0"):
+                raise PlacementError(f"a worker has one null device, null:0; asked: {asked!r}")
+            backends[kind] = NullBackend(machine)
         if kind not in installed or (index and not index.isdecimal()):
             raise PlacementError(
                 f"this worker has no device {name!r}: backends installed here are {', '.join(sorted(installed))}; "
                 "GPUs need the extra gpu-cuda12 or gpu-cuda13"
             )
         if kind not in backends:
-            backends[kind] = installed[kind].load()()
-        described = _describe_cpu() if kind == "cpu" else (kind.upper(), 0)
-        devices.append(DeviceInfo(DeviceSpec(job, task, kind, int(index or 0)), *described))
+            backends[kind] = installed[kind]()
+        devices.append(DeviceInfo(DeviceSpec(job, task, kind, int(index or 0)), *_describe(kind, machine)))
     return backends, tuple(devices)
 
 
-def _describe_cpu() -> tuple[str, int]:
-    return f"{os.cpu_count()} cores {platform.machine()}", psutil.virtual_memory().total
+def _describe(kind: str, machine: str) -> tuple[str, int, float]:
+    """For people; bytes of memory and flops a second, 0 where unknown."""
+    if kind == "cpu":
+        return f"{os.cpu_count()} cores {platform.machine()}", psutil.virtual_memory().total, 0.0
+    if kind == "null":
+        return f"computes nothing, as {machine or 'in no time'}", 0, parse_machine(machine).flops
+    return kind.upper(), 0, 0.0
 
 
 def keep_freed_memory() -> None:
