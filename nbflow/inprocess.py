@@ -46,7 +46,8 @@ class InProcessCluster:
         tasks += [DeviceSpec("ps", i, kind, 0) for i in range(ps)]
         what = "CPU of this process" if null is None else f"computes nothing, as {null or 'in no time'}"
         flops = 0.0 if null is None else parse_machine(null).flops
-        self._devices = tuple(DeviceInfo(d, what, flops=flops) for d in tasks or [LOCAL.merge(DeviceSpec(type=kind, index=0))])
+        tasks = tasks or [LOCAL.merge(DeviceSpec(type=kind, index=0))]
+        self._devices = tuple(DeviceInfo(d, what, flops=flops) for d in tasks)
         self._null = null
         self._sessions: dict[str, dict[str, Executor]] = {}
         self._lock = threading.Lock()
