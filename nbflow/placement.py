@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from nbflow.cost import CostModel
 from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import PlacementError
-from nbflow.graph import Graph, Node
+from nbflow.graph import Graph, Node, Tensor
 from nbflow.op import nbytes_of
 from nbflow.transport import DeviceInfo
 
@@ -65,7 +65,7 @@ def place(
     all_devices = [i.spec for i in infos]
     if not all_devices:
         raise PlacementError("there are no devices; attach workers with %cluster or nf.set_cluster")
-    cost = CostModel({i.spec: i for i in infos})
+    cost = CostModel.of(infos)
     groups = _groups(graph)
     for group in _unique(groups):
         _constrain(group, all_devices, homes or {}, supports)
@@ -235,8 +235,12 @@ def _finish(
     for tensor in node.inputs:
         source = placed.get(tensor.node.name)
         if source is not None:  # a value that waits for its reader will be at hand
-            start = max(start, ready_at[tensor.node.name] + cost.move_s(tensor, source.device, device))
-    return start + cost.run_s(node, device)
+            start = max(start, ready_at[tensor.node.name] + _move_s(tensor, source.device, device, cost))
+    return start + cost.compute_seconds(node, device)
+
+
+def _move_s(tensor: Tensor, source: DeviceSpec, destination: DeviceSpec, cost: CostModel) -> float:
+    return cost.transfer_seconds(nbytes_of([tensor.spec]), source, destination)
 
 
 def _choose(
