@@ -6,9 +6,11 @@ times `REACHED`; every figure can be replaced: `h100`, `h100/flops=2e14`, `op=1m
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields, replace
 
+from nbflow.cost import DeviceModel, LinkModel
 from nbflow.errors import PlacementError
 
 # The share of the stated peaks that we take a well fed device to reach. An assumption: measure your own and say so.
@@ -31,11 +33,15 @@ class Machine:
     link_bytes_per_s: float = 0.0
     latency_s: float = 0.0
 
-    def run_s(self, flops: float, nbytes: float) -> float:
-        """Seconds of an op."""
-        compute = flops / self.flops if self.flops else 0.0
-        memory = nbytes / self.bytes_per_s if self.bytes_per_s else 0.0
-        return self.op_s + max(compute, memory)
+    @property
+    def device(self) -> DeviceModel:
+        """Its rates, for a cost model."""
+        return DeviceModel(self.flops or math.inf, self.bytes_per_s or math.inf, self.op_s, kind=self.name)
+
+    @property
+    def link(self) -> LinkModel:
+        """Its link, for a cost model."""
+        return LinkModel(self.latency_s, self.link_bytes_per_s or math.inf)
 
     def move_s(self, nbytes: float) -> float:
         """Seconds for which a tensor holds a link; its latency comes on top."""

@@ -16,6 +16,7 @@ from nbflow.backends.null.clock import Clock, Link
 from nbflow.errors import PlacementError, Rejected
 from nbflow.inprocess import InProcessCluster
 from nbflow.machines import MACHINES, Machine, parse_machine
+from nbflow.op import Cost
 from nbflow.spec import spec_of
 from tests.cases import Case
 from tests.unit.test_ops_cases import ROWS, build, ids
@@ -63,7 +64,8 @@ def test_machines_are_named_or_described() -> None:
     mixed = parse_machine("H100/flops=2e14/op=2us")
     assert (mixed.flops, mixed.op_s, mixed.bytes_per_s) == (2e14, 2e-6, MACHINES["h100"].bytes_per_s)
     assert parse_machine("op=1.5ms/link=1e9/latency=100us").latency_s == pytest.approx(1e-4)
-    assert Machine(flops=10.0, bytes_per_s=5.0, op_s=1.0).run_s(20.0, 20.0) == 5.0
+    assert Machine(flops=10.0, bytes_per_s=5.0, op_s=1.0).device.seconds(Cost(20.0, 20.0)) == 5.0
+    assert Machine().device.seconds(Cost(20.0, 20.0)) == 0.0
 
 
 @pytest.mark.parametrize("text", ["h101", "flops", "flops=fast", "op=1m", "link=1s", "op=-1", "k40/h100"])

@@ -25,6 +25,7 @@ from nbflow.backends.null.clock import Clock, Link
 from nbflow.backends.numpy import TABLE as NUMPY
 from nbflow.backends.numpy import random, rows, updates
 from nbflow.backends.numpy.state import TABLE as STATE
+from nbflow.cost import DeviceModel
 from nbflow.machines import Machine, parse_machine
 from nbflow.op import Attrs, Cost, OpDef
 from nbflow.spec import TensorSpec
@@ -72,7 +73,7 @@ class NullBackend:
         self.clock.wait()
 
     def _implementation(self, name: str) -> Implementation:
-        op = _Op(ops.get(name), NUMPY[name], self.clock, self.machine)
+        op = _Op(ops.get(name), NUMPY[name], self.clock, self.machine.device)
         if not op.definition.stateful or name in random.TABLE:
             return op.draw if op.definition.stateful else op.run
         return op.update if name in _VARIABLES else NUMPY[name]
@@ -81,11 +82,11 @@ class NullBackend:
 class _Op:
     """One op of the table."""
 
-    def __init__(self, definition: OpDef, compute: Implementation, clock: Clock, machine: Machine) -> None:
+    def __init__(self, definition: OpDef, compute: Implementation, clock: Clock, device: DeviceModel) -> None:
         self.definition = definition
         self.compute = compute
         self.clock = clock
-        self.machine = machine
+        self.device = device
         self.known: dict[Any, tuple[list[TensorSpec], float, bool]] = {}
 
     def run(self, *inputs: Any, out: Any = None, **attrs: Any) -> Any:
@@ -154,7 +155,7 @@ class _Op:
         outputs = list(self.definition.infer(specs, attrs))
         cost: Cost = self.definition.cost(specs, outputs, attrs)
         sizes = [s.size if s.size is not None else math.inf for s in (*specs, *outputs)]
-        return outputs, self.machine.run_s(cost.flops, cost.nbytes), sum(sizes) <= SMALL
+        return outputs, self.device.seconds(cost), sum(sizes) <= SMALL
 
 
 def _spec(value: Any) -> TensorSpec:
