@@ -11,7 +11,7 @@ Reading order, which is the order in which data passes:
     parallel optimize cost placement     which graph really runs, and where
     partition compile plan explain       one flat program a device
     transport wire backends              the door to a worker, bytes, implementations
-    rendezvous step flow program         running a program, its loops and branches
+    rendezvous step passage flow program running a program, its loops and branches
     executor functions                   threads around it; the functions of datasets
     driver loop inprocess                one step over many workers; the training loop
     prepare session current train        the pipeline in one place; `nf.run`, `nf.train.run`

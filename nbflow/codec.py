@@ -43,6 +43,8 @@ _NAMES = (
     *("bfloat16", "float16", "float32", "float64", "complex64", "complex128"),
 )
 _DTYPES: dict[str, np.dtype[Any]] = {name: as_dtype(name) for name in _NAMES} | {n: d for d, n in NARROW.items()}
+# numpy works the name of a dtype out anew each time it is asked, which takes longer than sending a scalar should.
+_NAMES_OF: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -51,6 +53,9 @@ _INT64 = range(-(2**63), 2**63)
 
 def encode_dtype(dtype: np.dtype[Any]) -> str:
     """The name of `dtype` on the wire. Raises GraphError for what no device computes with."""
+    found = _NAMES_OF.get(dtype)
+    if found is not None:
+        return found
     if dtype.name not in _DTYPES:
         raise GraphError(f"dtype {dtype} cannot be sent; dtypes on the wire are {', '.join(_DTYPES)}")
     return dtype.name

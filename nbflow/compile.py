@@ -130,11 +130,14 @@ class _Compiler:
             self.add_node(item)
         elif item.kind == "send":
             inputs = [] if item.value[1] == CONTROL else [self.slots[item.value]]
-            self.append(item, inputs, [], "send", attrs={"key": item.key, "destination": str(item.peer)})
+            self.append(item, inputs, [], "send", attrs={"key": item.key, "destination": str(item.peer), **edge(item)})
         else:
             received = None if item.value[1] == CONTROL else item.node.outputs[item.value[1]].spec
             slot = self.new_slot(item.value, received)
-            self.append(item, [], [slot], "recv", attrs={"key": item.key, "source": str(item.peer)})
+            attrs: dict[str, object] = {"key": item.key, "source": str(item.peer), **edge(item)}
+            if received is not None:
+                attrs["dtype"] = received.dtype
+            self.append(item, [], [slot], "recv", attrs=attrs)
 
     def add_node(self, item: Item) -> None:
         node, definition = item.node, item.node.definition
@@ -289,6 +292,11 @@ class _Compiler:
             node.where,
             draft.bodies,
         )
+
+
+def edge(item: Item) -> dict[str, object]:
+    """What the two ends of an edge agree on."""
+    return {"compress": item.compress} if item.compress else {}
 
 
 def _stacked(node: Node) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:

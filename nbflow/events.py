@@ -44,7 +44,12 @@ class NodeFinished:
 
 @dataclass(frozen=True, slots=True)
 class TensorMoved:
-    """A tensor crossed from one device to another."""
+    """A tensor crossed from one device to another: `nbytes` on the way, `via` shared memory, tcp or memory.
+
+    It was handed over at `start_s` and was there after `duration_s`; across hosts, whose clocks differ, both count from
+    the first bytes that came. `waited_s`: how long the receiver had nothing else to do. `compress`: the dtype on the
+    way where it is another one, and `error` what that cost: the largest difference, as a part of the largest value.
+    """
 
     key: str
     source: str
@@ -52,6 +57,10 @@ class TensorMoved:
     nbytes: int
     start_s: float
     duration_s: float
+    waited_s: float = 0.0
+    via: str = ""
+    compress: str = ""
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ from nbflow.transport import (
     HostArray,
     Loop,
     LoopAction,
+    Moved,
     Outbox,
+    Sending,
     StepCommand,
     StepResult,
     Transport,
@@ -108,7 +110,7 @@ class Executor:
         self._loops: dict[str, tuple[LoopControl, threading.Thread]] = {}
         self._closed = False
         self.state = StateStore(self._say)
-        self.rendezvous = Rendezvous()
+        self.rendezvous = Rendezvous(outbox)
         self.events = Emitter()
 
     # --- Transport ---------------------------------------------------------------------------------------------
@@ -208,12 +210,19 @@ class Executor:
 
     # --- Inbox ---------------------------------------------------------------------------------------------------
 
-    def deliver(self, step_id: str, key: str, value: HostArray) -> None:
+    def deliver(self, step_id: str, key: str, value: HostArray, moved: Moved | None = None) -> None:
         if MARK not in key:
-            self.rendezvous.deliver(step_id, key, value)
+            self.rendezvous.deliver(step_id, key, value, moved)
             return
         plain, zeros, at = described(key)
         self._null_link.arrive(zeros.nbytes, at, lambda: self.rendezvous.deliver(step_id, plain, zeros))
+
+    def fail(self, step_id: str, error: NbflowError) -> None:
+        with self._lock:
+            running = self._running.get(step_id)
+        if running is not None:
+            running[0].error = running[0].error or error
+        self.rendezvous.abort(step_id, error)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -307,10 +316,14 @@ class Executor:
             self.rendezvous.abort(command.step_id, token.error)
             raise
 
-    def _send(self, step_id: str, key: str, destination_task: str, value: Any) -> None:
-        if isinstance(value, NullArray) and destination_task != self._info.task_name:
-            key, value = describe(key, value, self._null_link.leave(value.nbytes))
-        if destination_task == self._info.task_name:
-            self.rendezvous.deliver(step_id, key, value.copy())
-        else:
-            self._outbox.send(destination_task, step_id, key, value)
+    def _send(
+        self, step_id: str, key: str, destination_task: str, value: Any, more: bool = False, error: float = 0.0
+    ) -> Sending | None:
+        if destination_task != self._info.task_name:
+            if isinstance(value, NullArray):
+                key, value = describe(key, value, self._null_link.leave(value.nbytes))
+            return self._outbox.send(destination_task, step_id, key, value, more=more, error=error)
+        start = time.monotonic()
+        copied = value.copy()
+        self.rendezvous.deliver(step_id, key, copied, Moved(value.nbytes, start, time.monotonic(), "memory", error))
+        return None

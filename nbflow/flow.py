@@ -45,7 +45,7 @@ class Run(Protocol):
     @property
     def rendezvous(self) -> Rendezvous: ...
     @property
-    def send(self) -> Callable[[str, str, str, Any], None]: ...
+    def send(self) -> Callable[..., Any]: ...
 
 
 class Callee(Protocol):
@@ -107,13 +107,16 @@ class _Remote(_Control):
         """What the home says. Raises what cancelled the step, or DeadlineExceeded."""
         queue: SimpleQueue[Arrival] = SimpleQueue()
         run.rendezvous.subscribe(run.token.step_id, (f"{self.key}>{self.device}{suffix(frame)}",), queue)
+        run.rendezvous.waiting(run.token.step_id, True)
         try:
-            key, value = queue.get(timeout=max(run.token.deadline - time.monotonic(), 0.001))
+            key, value, _ = queue.get(timeout=max(run.token.deadline - time.monotonic(), 0.001))
         except Empty:
             raise DeadlineExceeded(
                 f"{self.device} waited for the next iteration of {self.node} on {self.home} until the step's deadline",
                 device=self.device,
             ) from None
+        finally:
+            run.rendezvous.waiting(run.token.step_id, False)
         if key == "":
             raise value
         return bool(value)

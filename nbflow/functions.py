@@ -25,7 +25,7 @@ from nbflow.placement_bodies import place_bodies
 from nbflow.program import Program, StepToken
 from nbflow.rendezvous import Rendezvous
 from nbflow.state import StateStore
-from nbflow.transport import DeviceInfo, HostArray
+from nbflow.transport import DeviceInfo
 
 
 def bind(program: programs.Program, name: str, seed: int) -> Function:
@@ -72,7 +72,7 @@ def _tensor(graph: Graph, name: str) -> Tensor:
     return graph.node(node).outputs[int(index or 0)]
 
 
-def _nowhere(step_id: str, key: str, task: str, value: HostArray) -> None:
+def _nowhere(step_id: str, key: str, task: str, *value: object) -> None:
     raise GraphError(f"a dataset's function runs on one device, but sends {key} to {task}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 
@@ -15,22 +16,32 @@ from nbflow.device import LOCAL, DeviceSpec
 from nbflow.errors import WorkerLost
 from nbflow.executor import Executor
 from nbflow.machines import parse_machine
-from nbflow.transport import DeviceInfo, HostArray, Transport, WorkerInfo
+from nbflow.transport import DeviceInfo, HostArray, Moved, Transport, WorkerInfo
 
 _numbers = itertools.count()
 
 
 class _Exchange:
-    """The data plane within a process: tensors go from executor to executor, copied once."""
+    """The data plane within a process: tensors go from executor to executor, copied once. Nothing is ever under way,
+    so there is nothing to hold back and nothing to free."""
 
     def __init__(self) -> None:
         self.executors: dict[str, Executor] = {}
 
-    def send(self, task: str, step_id: str, key: str, value: HostArray) -> None:
+    def send(
+        self, task: str, step_id: str, key: str, value: HostArray, *, more: bool = False, error: float = 0.0
+    ) -> None:
         executor = self.executors.get(task)
         if executor is None:
             raise WorkerLost(f"{task} is not there any more", worker=task)
-        executor.deliver(step_id, key, value.copy())
+        start = time.monotonic()
+        copied = value.copy()
+        executor.deliver(step_id, key, copied, Moved(value.nbytes, start, time.monotonic(), "memory", error))
+
+    def flush(self) -> None: ...
+    def waiting(self, step_id: str, is_waiting: bool) -> None: ...
+    def abort(self, step_id: str, error: BaseException) -> None: ...
+    def end(self, step_id: str) -> None: ...
 
 
 class InProcessCluster:

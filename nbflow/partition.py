@@ -35,7 +35,8 @@ class Item:
     `value` is (node name, output index) for send and recv. `after`: items of the same part that come first; a recv
     comes after its send, in another part, by arrival. `copies`: outputs that must not share memory with state.
     `bodies`: attribute -> this device's part of that body. `given`: which inputs of the node it takes, by position.
-    `remotes`: for a home, the devices that run parts beside it.
+    `remotes`: for a home, the devices that run parts beside it. `compress`: for send and recv, the dtype on the way
+    (bfloat16 or float16) where it is not the tensor's own.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Item:
     bodies: Mapping[str, Part] = field(default_factory=dict)
     given: tuple[int, ...] = ()
     remotes: tuple[DeviceSpec, ...] = ()
+    compress: str = ""
 
 
 @dataclass(slots=True)

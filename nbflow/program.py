@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nbflow import flow, numerics
+from nbflow import flow, numerics, passage
 from nbflow import op as ops
 from nbflow.backends.base import Backend, Context
 from nbflow.device import parse_device
@@ -27,16 +27,16 @@ from nbflow.errors import (
     ShapeError,
     WorkerError,
 )
-from nbflow.events import Event, NodeFinished, TensorMoved
+from nbflow.events import Event, NodeFinished
 from nbflow.plan import Instruction, Plan
 from nbflow.rendezvous import Arrival, Rendezvous
 from nbflow.spec import spec_of
 from nbflow.state import Cell, StateStore
 from nbflow.step import StepMachine, Wiring
-from nbflow.transport import HostArray
+from nbflow.transport import HostArray, Moved, Sending
 
-# (step id, key, destination task, host value)
-Send = Callable[[str, str, str, HostArray], None]
+# (step id, key, destination task, host value, whether another follows at once, what compressing cost)
+Send = Callable[..., Sending | None]
 
 
 class StepToken:
@@ -74,8 +74,11 @@ class _Run:
     send: Send
     events: list[Event]
     arrivals: SimpleQueue[Arrival] = field(default_factory=SimpleQueue)
-    # From when this program waited for what has not arrived yet; only for traces.
-    waiting_since: float = 0.0
+    # What arrived, by instruction, and is not used yet.
+    arrived: dict[int, tuple[Any, Moved | None]] = field(default_factory=dict)
+    # Tensors that are being read where they lie, by their send's instruction.
+    sending: dict[int, Sending] = field(default_factory=dict)
+    waited_s: float = 0.0  # for what comes next; only for traces
     # The iterations of the loops around a body, outermost first.
     frame: flow.Frame = ()
 
@@ -100,7 +103,10 @@ class Program:
         self._loose = _loose_slots(plan, body)
         self._arguments = tuple((int(f.name), f.slot) for f in plan.feeds) if body else ()
         self._results = tuple(f.slot for f in sorted(plan.fetches, key=lambda f: int(f.name))) if body else ()
-        self._runners = tuple(self._bind(i) for i in plan.instructions)
+        self._quick = frozenset(n for n, i in enumerate(plan.instructions) if passage.is_quick(i))
+        self._followed = passage.followed(plan.instructions)
+        sends = frozenset(n for n, i in enumerate(plan.instructions) if i.op == "send")
+        self._runners = tuple(passage.after_sends(i, sends, self._bind(n, i)) for n, i in enumerate(plan.instructions))
         self._timed = tuple(self._with_time(i, r) for i, r in zip(plan.instructions, self._runners, strict=True))
         self._frees = tuple(i.frees for i in plan.instructions)
         self._blank = [None] * plan.slots
@@ -149,8 +155,14 @@ class Program:
             value = np.asarray(self._backend.to_host(run.slots[fetch.slot]))
             fetches[fetch.name] = value.copy() if fetch.copy else value
         self._backend.synchronize()
+        self._settle(run)
         self._frames.append(buffers)
         return fetches
+
+    def _settle(self, run: _Run) -> None:
+        """Waits until nothing of this run's memory is being sent any more."""
+        while run.sending:
+            passage.settle(run.sending.popitem()[1], run.token)
 
     # --- bodies --------------------------------------------------------------------------------------------------
 
@@ -173,6 +185,7 @@ class Program:
             self._run_machine(run)
         else:
             self._run_straight(run)
+        self._settle(run)
         return [slots[slot] for slot in self._results]
 
     def close(self, run: _Run) -> None:
@@ -210,68 +223,77 @@ class Program:
         machine = StepMachine(self._wiring)
         suffix = flow.suffix(run.frame)
         run.rendezvous.subscribe(run.token.step_id, [key + suffix for key in self._recvs], run.arrivals)
-        arrived: dict[int, Any] = {}
+        arrived = run.arrived
         slots, token = run.slots, run.token
         runners = self._runners_for(token)
-        run.waiting_since = time.monotonic()
         parked: set[int] = set()  # recvs whose turn came before their tensor
+        held = False  # whether a small tensor waits for one that goes with it
         while not machine.is_done:
             index = machine.take()
             if index is None:
                 index = next((i for i in parked if i in arrived), None)
                 if index is None:
-                    self._wait(run, arrived, parked)
+                    self._wait(run, parked)
+                    held = False
                     continue
             instruction = self.plan.instructions[index]
             if token.error is not None:
                 raise self._explain(token.error, instruction) from token.error
             if instruction.op == "recv":
                 if index not in arrived:
-                    self._drain(run, arrived)
+                    self._drain(run)
                 if index not in arrived:
                     parked.add(index)
                     continue
                 parked.discard(index)
-                slots[instruction.outputs[0]] = self._backend.asarray(arrived.pop(index))
-            else:
-                try:
-                    runners[index](run)
-                except Exception as error:
-                    raise self._explain(error, instruction) from error
+            elif held and index not in self._quick:
+                run.rendezvous.flush()
+                held = False
+            held = held or index in self._followed
+            try:
+                runners[index](run)
+            except Exception as error:
+                raise self._explain(error, instruction) from error
             for slot in machine.complete(index):
                 slots[slot] = None
+        if held:
+            run.rendezvous.flush()
 
-    def _drain(self, run: _Run, arrived: dict[int, Any]) -> None:
+    def _drain(self, run: _Run) -> None:
         while True:
             try:
                 item = run.arrivals.get_nowait()
             except Empty:
                 return
-            self._accept(run, item, arrived)
+            self._accept(run, item)
 
-    def _wait(self, run: _Run, arrived: dict[int, Any], parked: set[int]) -> None:
-        left = run.token.deadline - time.monotonic()
+    def _wait(self, run: _Run, parked: set[int]) -> None:
         try:
-            item = run.arrivals.get(timeout=max(left, 0.001))
+            item = run.arrivals.get_nowait()
+        except Empty:
+            item = self._wait_long(run, parked)
+        self._accept(run, item)
+
+    def _wait_long(self, run: _Run, parked: set[int]) -> Arrival:
+        start = time.monotonic()
+        run.rendezvous.waiting(run.token.step_id, True)
+        try:
+            return run.arrivals.get(timeout=max(run.token.deadline - start, 0.001))
         except Empty:
             waited = [self.plan.instructions[i] for i in sorted(parked)]
             names = ", ".join(f"{i.node} from {i.attrs['source']}" for i in waited) or "nothing"
             raise DeadlineExceeded(
                 f"{self.task} waited for {names} until the step's deadline", device=self.device, worker=self.task
             ) from None
-        self._accept(run, item, arrived)
+        finally:
+            run.rendezvous.waiting(run.token.step_id, False)
+            run.waited_s += time.monotonic() - start
 
-    def _accept(self, run: _Run, item: Arrival, arrived: dict[int, Any]) -> None:
-        key, value = item
+    def _accept(self, run: _Run, item: Arrival) -> None:
+        key, value, moved = item
         if key == "":
             raise value
-        index = self._recvs[key.removesuffix(flow.suffix(run.frame))]
-        arrived[index] = value
-        if run.token.trace:
-            now = time.monotonic()
-            source = str(self.plan.instructions[index].attrs["source"])
-            moved = TensorMoved(key, source, self.device, value.nbytes, run.waiting_since, now - run.waiting_since)
-            run.events.append(moved)
+        run.arrived[self._recvs[key.removesuffix(flow.suffix(run.frame))]] = (value, moved)
 
     def _runners_for(self, token: StepToken) -> tuple[Runner, ...]:
         runners = self._timed if token.trace else self._runners
@@ -284,6 +306,8 @@ class Program:
 
     def _with_time(self, instruction: Instruction, runner: Runner) -> Runner:
         """`runner`, with an event that says how long it took: for traced steps only."""
+        if instruction.op == "recv":
+            return runner  # says itself how its tensor came
         node, device = instruction.node, self.device
 
         def timed(run: _Run) -> None:
@@ -296,12 +320,12 @@ class Program:
 
         return timed
 
-    def _bind(self, instruction: Instruction) -> Runner:
+    def _bind(self, index: int, instruction: Instruction) -> Runner:
         inputs, outputs = instruction.inputs, instruction.outputs
         if instruction.op == "send":
-            return self._bind_send(instruction)
+            return self._bind_send(index, instruction)
         if instruction.op == "recv":
-            return _nothing  # the machine fills its slot
+            return self._bind_recv(index, instruction)
         if instruction.op == "copy":
             source, target = inputs[0], outputs[0]
 
@@ -364,17 +388,40 @@ class Program:
 
         return stateful
 
-    def _bind_send(self, instruction: Instruction) -> Runner:
+    def _bind_send(self, index: int, instruction: Instruction) -> Runner:
         key = str(instruction.attrs["key"])
-        task = parse_device(str(instruction.attrs["destination"])).task_name
+        task = passage.destination_of(instruction)
         source = instruction.inputs[0] if instruction.inputs else -1
+        compressed = str(instruction.attrs.get("compress", ""))
+        more = index in self._followed
         token_value = np.empty(0, np.uint8)  # a control edge: something must arrive, nothing need be in it
 
         def send(run: _Run) -> None:
             value = token_value if source < 0 else np.asanyarray(self._backend.to_host(run.slots[source]))
-            run.send(run.token.step_id, key + flow.suffix(run.frame), task, value)
+            error = 0.0
+            if compressed:
+                value, error = passage.compress(value, compressed, measured=run.token.trace)
+            sending = run.send(run.token.step_id, key + flow.suffix(run.frame), task, value, more, error)
+            if sending is not None:
+                run.sending[index] = sending
 
         return send
+
+    def _bind_recv(self, index: int, instruction: Instruction) -> Runner:
+        """What puts a tensor that has arrived in place: the machine sees to it that it has."""
+        output, attrs, node = instruction.outputs[0], instruction.attrs, instruction.node
+        compressed, dtype = str(attrs.get("compress", "")), attrs.get("dtype")
+        key, source = str(attrs["key"]), str(attrs["source"])
+
+        def recv(run: _Run) -> None:
+            value, moved = run.arrived.pop(index)
+            run.slots[output] = self._backend.asarray(passage.decompress(value, dtype, compressed, node))
+            if run.token.trace:
+                waited, run.waited_s = run.waited_s, 0.0
+                name = key + flow.suffix(run.frame)
+                run.events.append(passage.record(name, source, self.device, value.nbytes, moved, waited, compressed))
+
+        return recv
 
     def _explain(self, error: Exception, instruction: Instruction) -> Exception:
         """The error as the user should see it: with op, device, worker, cell and line."""
@@ -463,7 +510,3 @@ def _loose_slots(plan: Plan, body: bool) -> frozenset[int]:
         if definition.alias or not definition.out or (definition.elementwise and loose.intersection(ins.inputs)):
             loose.update(ins.outputs)
     return frozenset(loose)
-
-
-def _nothing(run: _Run) -> None:
-    """A recv: its value is put in place when it arrives."""

@@ -13,29 +13,35 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+from nbflow.transport import Moved, Outbox
+
 # How many ended steps are remembered, so that a tensor arriving late is dropped instead of kept for ever. Late means
 # within the pipelining depth of the lanes, which is far below this.
 REMEMBERED = 4096
 
-Arrival = tuple[str, Any]  # (key, value), or ("", exception) when the step was aborted
+Arrival = tuple[str, Any, Moved | None]  # (key, value, how it came), or ("", exception, None) when it was aborted
 
 
 @dataclass(slots=True)
 class _Step:
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, tuple[Any, Moved | None]] = field(default_factory=dict)
     waiting: dict[str, SimpleQueue[Arrival]] = field(default_factory=dict)
     error: BaseException | None = None
 
 
 class Rendezvous:
-    """A mailbox per step. Safe from any thread; nothing here waits."""
+    """A mailbox per step. Safe from any thread; nothing here waits.
 
-    def __init__(self) -> None:
+    `outbox` is told who waits, and which steps end or fail: what is under way depends on it.
+    """
+
+    def __init__(self, outbox: Outbox | None = None) -> None:
+        self._outbox = outbox
         self._lock = threading.Lock()
         self._steps: dict[str, _Step] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
 
-    def deliver(self, step_id: str, key: str, value: Any) -> None:
+    def deliver(self, step_id: str, key: str, value: Any, moved: Moved | None = None) -> None:
         """Takes what arrived; dropped when the step is over."""
         with self._lock:
             if step_id in self._ended:
@@ -43,25 +49,37 @@ class Rendezvous:
             step = self._steps.setdefault(step_id, _Step())
             queue = step.waiting.pop(key, None)
             if queue is None:
-                step.values[key] = value
+                step.values[key] = (value, moved)
                 return
-        queue.put((key, value))
+        queue.put((key, value, moved))
 
     def subscribe(self, step_id: str, keys: Iterable[str], queue: SimpleQueue[Arrival]) -> None:
-        """Puts each of `keys` into `queue` when it is here, once; an abort puts ("", error)."""
+        """Puts each of `keys` into `queue` when it is here, once; an abort puts ("", error, None)."""
         with self._lock:
             step = self._steps.setdefault(step_id, _Step())
             if step.error is not None:
-                queue.put(("", step.error))
+                queue.put(("", step.error, None))
                 return
             for key in keys:
                 if key in step.values:
-                    queue.put((key, step.values.pop(key)))
+                    queue.put((key, *step.values.pop(key)))
                 else:
                     step.waiting[key] = queue
 
+    def waiting(self, step_id: str, is_waiting: bool) -> None:
+        """A program of the step has nothing to do but wait for what it subscribed to; or no longer."""
+        if self._outbox is not None:
+            self._outbox.waiting(step_id, is_waiting)
+
+    def flush(self) -> None:
+        """What is about to run takes its time: what was held back to travel together goes now."""
+        if self._outbox is not None:
+            self._outbox.flush()
+
     def abort(self, step_id: str, error: BaseException) -> None:
         """Tells everyone who waits in this step, now or later, that it failed."""
+        if self._outbox is not None:
+            self._outbox.abort(step_id, error)
         with self._lock:
             if step_id in self._ended:
                 return
@@ -71,10 +89,12 @@ class Rendezvous:
             step.values.clear()
             step.waiting.clear()
         for queue in queues.values():
-            queue.put(("", error))
+            queue.put(("", error, None))
 
     def end(self, step_id: str) -> None:
         """Forgets the step; later arrivals for it are dropped."""
+        if self._outbox is not None:
+            self._outbox.end(step_id)
         with self._lock:
             self._steps.pop(step_id, None)
             self._ended[step_id] = None

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from nbflow.device import DeviceSpec
+from nbflow.errors import NbflowError
 from nbflow.events import Event, Listener
 from nbflow.plan import Bundle
 
@@ -181,18 +182,74 @@ class Cluster(Protocol):
         ...
 
 
-class Outbox(Protocol):
-    """Where a worker's executor puts tensors for other tasks: the data plane's sending side."""
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How a tensor came: `nbytes` on the way, from `start_s` until `end_s` on this process's monotonic clock.
 
-    def send(self, task: str, step_id: str, key: str, value: HostArray) -> None:
-        """Sends without waiting for the receiver; `value` may be overwritten as soon as this returns.
-        Raises WorkerLost when `task` cannot be reached."""
+    Where the sender's clock is another one, as on another host, it starts with the first bytes that came. `error` is
+    what compressing it cost, where that was measured.
+    """
+
+    nbytes: int
+    start_s: float
+    end_s: float
+    via: str
+    error: float = 0.0
+
+
+class Sending(Protocol):
+    """A tensor that is being read where it lies."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until its memory may change; False when it still must not."""
+        ...
+
+
+class Outbox(Protocol):
+    """The data plane's sending side: where an executor puts tensors for other tasks, and says what its steps do.
+
+    Every method is safe from any thread.
+    """
+
+    def send(
+        self, task: str, step_id: str, key: str, value: HostArray, *, more: bool = False, error: float = 0.0
+    ) -> Sending | None:
+        """Sends without waiting for the receiver, unless it has more under way than the limit allows; then it waits.
+
+        None: `value` may change now. `more`: another one for `task` follows at once, so a small one may go with it.
+        `error` goes along, for traces.
+        Raises WorkerLost when `task` cannot be reached, and the step's error when it is aborted meanwhile.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Sends what `more` held back."""
+        ...
+
+    def waiting(self, step_id: str, is_waiting: bool) -> None:
+        """A program of the step has nothing to do but wait, or no longer. While it waits, what peers hold back because
+        of the limit comes. Sends what `more` held back."""
+        ...
+
+    def abort(self, step_id: str, error: BaseException) -> None:
+        """The step failed: sends of it that wait raise `error`."""
+        ...
+
+    def end(self, step_id: str) -> None:
+        """The step is over: nothing of it is kept."""
         ...
 
 
 class Inbox(Protocol):
     """Where a data plane puts what arrives: a worker's executor."""
 
-    def deliver(self, step_id: str, key: str, value: HostArray) -> None:
-        """Gives a tensor to step `step_id`, which may not have started yet, or may be over (then it is dropped)."""
+    def deliver(self, step_id: str, key: str, value: HostArray, moved: Moved | None = None) -> None:
+        """Gives a tensor to step `step_id`, which may not have started yet, or may be over (then it is dropped).
+
+        It may be read-only, and its memory is used again when the last view of it is gone.
+        """
+        ...
+
+    def fail(self, step_id: str, error: NbflowError) -> None:
+        """A tensor of the step was malformed, here or at a peer, or will not come."""
         ...

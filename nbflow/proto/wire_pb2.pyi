@@ -363,20 +363,28 @@ class NodeFinished(_message.Message):
     def __init__(self, node: _Optional[str] = ..., device: _Optional[str] = ..., start_s: _Optional[float] = ..., duration_s: _Optional[float] = ..., nbytes: _Optional[int] = ...) -> None: ...
 
 class TensorMoved(_message.Message):
-    __slots__ = ("key", "source", "destination", "nbytes", "start_s", "duration_s")
+    __slots__ = ("key", "source", "destination", "nbytes", "start_s", "duration_s", "waited_s", "via", "compress", "error")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     DESTINATION_FIELD_NUMBER: _ClassVar[int]
     NBYTES_FIELD_NUMBER: _ClassVar[int]
     START_S_FIELD_NUMBER: _ClassVar[int]
     DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    VIA_FIELD_NUMBER: _ClassVar[int]
+    COMPRESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     key: str
     source: str
     destination: str
     nbytes: int
     start_s: float
     duration_s: float
-    def __init__(self, key: _Optional[str] = ..., source: _Optional[str] = ..., destination: _Optional[str] = ..., nbytes: _Optional[int] = ..., start_s: _Optional[float] = ..., duration_s: _Optional[float] = ...) -> None: ...
+    waited_s: float
+    via: str
+    compress: str
+    error: float
+    def __init__(self, key: _Optional[str] = ..., source: _Optional[str] = ..., destination: _Optional[str] = ..., nbytes: _Optional[int] = ..., start_s: _Optional[float] = ..., duration_s: _Optional[float] = ..., waited_s: _Optional[float] = ..., via: _Optional[str] = ..., compress: _Optional[str] = ..., error: _Optional[float] = ...) -> None: ...
 
 class Metric(_message.Message):
     __slots__ = ("run", "name", "step", "value", "wall_s", "replica")

@@ -23,9 +23,9 @@ def test_a_tensor_may_come_before_or_after_it_is_wanted(rendezvous: Rendezvous) 
     queue: SimpleQueue[Arrival] = SimpleQueue()
     rendezvous.deliver("s", "early", 1)
     rendezvous.subscribe("s", ["early", "late"], queue)
-    assert drain(queue) == [("early", 1)]
+    assert drain(queue) == [("early", 1, None)]
     rendezvous.deliver("s", "late", 2)
-    assert drain(queue) == [("late", 2)]
+    assert drain(queue) == [("late", 2, None)]
     assert rendezvous.in_flight() == 0
 
 
@@ -44,8 +44,8 @@ def test_an_abort_reaches_those_who_wait_and_those_who_come_later(rendezvous: Re
     error = Cancelled("stop")
     rendezvous.abort("s", error)
     rendezvous.subscribe("s", ["k"], later)
-    assert drain(now) == [("", error)]
-    assert drain(later) == [("", error)]
+    assert drain(now) == [("", error, None)]
+    assert drain(later) == [("", error, None)]
 
 
 def test_what_arrives_after_the_end_is_dropped(rendezvous: Rendezvous) -> None:

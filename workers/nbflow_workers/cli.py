@@ -83,6 +83,15 @@ def nbflow() -> None:
 )
 @click.option("--data-port", default=0, type=click.IntRange(0, 65535), help="Port for tensors; 0 takes a free one.")
 @click.option(
+    "--in-flight-mb",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="MB",
+    help="MiB of tensors that may be under way to one peer before the sender waits.",
+)
+@click.option("--no-shm", is_flag=True, help="Send tensors by TCP to workers on this machine too.")
+@click.option(
     "--advertise", default="", metavar="HOST", help="The name others reach this machine by, for the cluster file."
 )
 @click.option(

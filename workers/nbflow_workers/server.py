@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nbflow import wire
 from nbflow.errors import NbflowError, Rejected
-from nbflow.transport import LoopAction, Outbox, Transport, WorkerInfo
+from nbflow.transport import LoopAction, Moved, Outbox, Transport, WorkerInfo
 from nbflow_workers import rpc, security, status
 from nbflow_workers.client import HOST_KEY, GrpcTransport, Link
 from nbflow_workers.dataplane import shm
@@ -340,8 +340,11 @@ class _LateInbox:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def deliver(self, step_id: str, key: str, value: Any) -> None:
-        self._session.executor.deliver(step_id, key, value)
+    def deliver(self, step_id: str, key: str, value: Any, moved: Moved | None = None) -> None:
+        self._session.executor.deliver(step_id, key, value, moved)
+
+    def fail(self, step_id: str, error: NbflowError) -> None:
+        self._session.executor.fail(step_id, error)
 
 
 def _session_id(context: grpc.ServicerContext) -> str:

@@ -30,7 +30,8 @@ from nbflow.machines import parse_machine
 from nbflow.transport import DeviceInfo, Outbox, Transport, WorkerInfo
 from nbflow_workers import security, spec
 from nbflow_workers.dataplane import shm
-from nbflow_workers.dataplane.zmq import ZmqDataPlane
+from nbflow_workers.dataplane.credit import WINDOW_BYTES
+from nbflow_workers.dataplane.plane import PeerDataPlane
 from nbflow_workers.server import Config, Server
 
 log = logging.getLogger("nbflow.worker")
@@ -48,7 +49,8 @@ class Options:
     """The flags of `nbflow worker`. `keepalive_s`: end after this long without a call; 0: never.
 
     `orphan_s`: for workers of a launcher, whose standard input is a pipe from it: end this long after it closed, unless
-    somebody calls; None: standard input is not looked at.
+    somebody calls; None: standard input is not looked at. `no_shm`: peers on this host are reached by TCP too.
+    `in_flight_mb`: how many MiB of tensors may be under way to one peer (docs/dataplane.md).
     """
 
     listen: str = "127.0.0.1:0"
@@ -57,6 +59,8 @@ class Options:
     devices: str = "auto"
     keepalive_s: float = 0.0
     orphan_s: float | None = None
+    no_shm: bool = False
+    in_flight_mb: int = WINDOW_BYTES // 2**20
     allow_python: bool = False
     spec_out: Path | None = None
     token_file: Path | None = None
@@ -140,7 +144,12 @@ def run(options: Options) -> None:
     incarnation = uuid.uuid4().hex
     backends, devices = find_devices(options.devices, options.job, options.task)
     prefix = shm.prefix_of(incarnation)
-    dataplane = ZmqDataPlane(host if host != "localhost" else "127.0.0.1", port=options.data_port, prefix=prefix)
+    dataplane = PeerDataPlane(
+        host if host != "localhost" else "127.0.0.1",
+        port=options.data_port,
+        use_shm=not options.no_shm,
+        window_bytes=options.in_flight_mb * 2**20,
+    )
     info = WorkerInfo(
         options.job, options.task, options.listen, incarnation, os.getpid(), devices, versions(), options.allow_python
     )

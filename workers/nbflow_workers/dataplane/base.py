@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from nbflow.transport import HostArray, Inbox, Outbox
+
+# How long `send` waits for a peer that takes nothing before it counts as lost. Below the promise of 5 s.
+SEND_TIMEOUT_S = 4.0
+# How often a waiting `send` looks whether the peer, or the step, has been given up meanwhile.
+LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +57,19 @@ class DataPlane(Protocol):
         ...
 
 
+# (session id, source task, secret) -> that peer's arrivals; None for who may not send.
+FindArrivals = Callable[[str, str, bytes], Any]
+
+
 def host_id() -> str:
-    """Names the set of processes that can open each other's segments: one boot, one /dev/shm, one user."""
+    """Names the set of processes that can share memory: one boot, one network, one /dev/shm, one user."""
     parts = [str(os.getuid())]
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             parts.append(file.read().strip())
-        # Containers on one machine share the boot id, but not the file system below /dev/shm.
+        # Containers on one machine share the boot id, but not these.
         parts.append(str(os.stat("/dev/shm").st_dev))
+        parts.append(str(os.stat("/proc/self/ns/net").st_ino))
     except OSError:
         # Without /dev/shm nobody shares anything: a name that no other process has.
         parts.append(os.urandom(16).hex())

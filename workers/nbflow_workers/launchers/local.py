@@ -113,10 +113,13 @@ class LocalWorker:
 
 
 class LocalLauncher:
-    """Implements `Launcher`. `environment` adds to the workers' environment."""
+    """Implements `Launcher`. `environment` adds to the workers' environment, `flags` to those of `nbflow worker`."""
 
-    def __init__(self, *, environment: Mapping[str, str] | None = None, orphan_s: float = ORPHAN_S) -> None:
+    def __init__(
+        self, *, environment: Mapping[str, str] | None = None, flags: Sequence[str] = (), orphan_s: float = ORPHAN_S
+    ) -> None:
         self._environment = dict(environment or {})
+        self._flags = tuple(flags)
         self._orphan_s = orphan_s
 
     def start(
@@ -139,7 +142,7 @@ class LocalLauncher:
         descriptor, log_name = tempfile.mkstemp(prefix="nbflow-worker-", suffix=".log")
         command = [sys.executable, "-m", "nbflow_workers", "worker", "--listen", "127.0.0.1:0"]
         command += ["--job", ask.job, "--task", str(ask.task), "--devices", ask.devices]
-        command += ["--orphan", str(self._orphan_s)]
+        command += ["--orphan", str(self._orphan_s), *self._flags]
         environment = {**os.environ, TOKEN_VARIABLE: token.reveal(), **self._environment}
         for name in _BLAS_VARIABLES:
             environment.setdefault(name, str(blas_threads))

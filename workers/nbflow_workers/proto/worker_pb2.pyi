@@ -204,14 +204,78 @@ class FromWorker(_message.Message):
     cancelled: CancelDone
     def __init__(self, done: _Optional[_Union[_wire_pb2.StepResult, _Mapping]] = ..., failed: _Optional[_Union[StepFailed, _Mapping]] = ..., cancelled: _Optional[_Union[CancelDone, _Mapping]] = ...) -> None: ...
 
-class DataHeader(_message.Message):
-    __slots__ = ("session", "step_id", "key", "tensor")
+class DataMessage(_message.Message):
+    __slots__ = ("session", "source", "tensors", "credit", "stalled", "granted", "refused")
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    source: str
+    tensors: _containers.RepeatedCompositeFieldContainer[DataTensor]
+    credit: int
+    stalled: _containers.RepeatedCompositeFieldContainer[DataKey]
+    granted: _containers.RepeatedCompositeFieldContainer[DataKey]
+    refused: _containers.RepeatedCompositeFieldContainer[DataKey]
+    def __init__(self, session: _Optional[str] = ..., source: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[DataTensor, _Mapping]]] = ..., credit: _Optional[int] = ..., stalled: _Optional[_Iterable[_Union[DataKey, _Mapping]]] = ..., granted: _Optional[_Iterable[_Union[DataKey, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[DataKey, _Mapping]]] = ...) -> None: ...
+
+class DataTensor(_message.Message):
+    __slots__ = ("step_id", "key", "tensor", "sent_s", "error")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
-    session: str
+    SENT_S_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     step_id: str
     key: str
     tensor: _wire_pb2.Tensor
-    def __init__(self, session: _Optional[str] = ..., step_id: _Optional[str] = ..., key: _Optional[str] = ..., tensor: _Optional[_Union[_wire_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    sent_s: float
+    error: float
+    def __init__(self, step_id: _Optional[str] = ..., key: _Optional[str] = ..., tensor: _Optional[_Union[_wire_pb2.Tensor, _Mapping]] = ..., sent_s: _Optional[float] = ..., error: _Optional[float] = ...) -> None: ...
+
+class DataKey(_message.Message):
+    __slots__ = ("step_id", "key", "nbytes", "reason")
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    step_id: str
+    key: str
+    nbytes: int
+    reason: str
+    def __init__(self, step_id: _Optional[str] = ..., key: _Optional[str] = ..., nbytes: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DataChunk(_message.Message):
+    __slots__ = ("session", "source", "transfer", "offset")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    source: str
+    transfer: int
+    offset: int
+    def __init__(self, session: _Optional[str] = ..., source: _Optional[str] = ..., transfer: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class DataHello(_message.Message):
+    __slots__ = ("session", "source", "secret")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    source: str
+    secret: bytes
+    def __init__(self, session: _Optional[str] = ..., source: _Optional[str] = ..., secret: _Optional[bytes] = ...) -> None: ...
+
+class DataSegment(_message.Message):
+    __slots__ = ("number", "nbytes", "gone")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    nbytes: int
+    gone: bool
+    def __init__(self, number: _Optional[int] = ..., nbytes: _Optional[int] = ..., gone: _Optional[bool] = ...) -> None: ...
