@@ -30,13 +30,14 @@ def charge(nbytes: int) -> int:
 
 
 class Window:
-    """The sender's side. Not safe by itself: its owner holds a lock."""
+    """The sender's side. Not safe by itself: its owner holds a lock. `news`: how often credit came."""
 
-    __slots__ = ("limit", "used")
+    __slots__ = ("limit", "news", "used")
 
     def __init__(self, limit: int = WINDOW_BYTES) -> None:
         self.limit = limit
         self.used = 0
+        self.news = 0
 
     def take(self, nbytes: int, *, granted: bool = False) -> bool:
         """Room for a tensor that counts `nbytes`; False when it must wait."""
@@ -48,6 +49,7 @@ class Window:
     def give(self, nbytes: int) -> None:
         """Credit came. A peer that gives more than it was sent gets no further than an empty window."""
         self.used = max(0, self.used - nbytes)
+        self.news += 1
 
 
 class Account:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nbflow.errors import Rejected
 from nbflow.transport import HostArray
 
 # What a process keeps for the tensors to come.
@@ -32,7 +33,7 @@ class Buffers:
         self._returned: deque[Bytes] = deque()
 
     def take(self, nbytes: int) -> Bytes:
-        """At least `nbytes` bytes, with anything in them."""
+        """At least `nbytes` bytes, with anything in them. Raises Rejected when there is no memory."""
         if nbytes < LEAST_BYTES:
             return np.empty(nbytes, np.uint8)
         with self._lock:
@@ -44,7 +45,11 @@ class Buffers:
                 self._kept = [b for b in self._kept if b is not best]
                 return best
         # Powers of two, so that tensors of near sizes share; pages that nobody touches take no memory.
-        return np.empty(1 << (nbytes - 1).bit_length(), np.uint8)
+        size = 1 << (nbytes - 1).bit_length() if nbytes <= self._limit else nbytes
+        try:
+            return np.empty(size, np.uint8)
+        except MemoryError:
+            raise Rejected(f"there is no memory for a tensor of {nbytes} bytes") from None
 
     def give(self, buffer: Bytes) -> None:
         """Takes a buffer back. Safe in finalizers."""

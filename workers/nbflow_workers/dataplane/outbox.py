@@ -189,19 +189,20 @@ class PeerOutbox:
         self.waiting(step_id, True)
         try:
             while True:
+                # Before the peer is told: credit that comes from now on is its answer, and it tells nothing more.
+                news = peer.window.news
                 stalled = pb.DataKey(step_id=step_id, key=key, nbytes=counted)
                 self._post(peer, pb.DataMessage(stalled=[stalled]))
-                if self._has_credit(peer, ticket, counted):
+                if self._has_credit(peer, ticket, counted, news):
                     return
         finally:
             self.waiting(step_id, False)
             with peer.changed:
                 peer.blocked.pop(ticket, None)
 
-    def _has_credit(self, peer: _Peer, ticket: tuple[str, str], counted: int) -> bool:
+    def _has_credit(self, peer: _Peer, ticket: tuple[str, str], counted: int, news: int) -> bool:
         """Waits for news. False: there was some, and not enough: the peer must be told again that this waits."""
         with peer.changed:
-            used = peer.window.used
             while True:
                 error = self._aborted.get(ticket[0])
                 if error is not None:
@@ -210,7 +211,7 @@ class PeerOutbox:
                     raise WorkerLost(f"{peer.task} left the session while a tensor waited for it", worker=peer.task)
                 if peer.window.take(counted, granted=peer.blocked.get(ticket, False)):
                     return True
-                if peer.window.used < used:
+                if peer.window.news != news:
                     return False
                 peer.changed.wait(LOOK_S)
 
