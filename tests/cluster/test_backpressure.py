@@ -56,13 +56,15 @@ class Three:
         self.threads: list[threading.Thread] = []
         self.errors: SimpleQueue[Exception] = SimpleQueue()
 
-    def send(self, source: int, task: str, step: str, key: str) -> threading.Thread:
-        """Sends from a thread, as a lane does."""
+    def send(self, source: int, task: str, step: str, key: str, *, last: bool = False) -> threading.Thread:
+        """Sends from a thread, as a lane does. `last`: the step is over then."""
 
         def run() -> None:
             try:
                 sending = self.outboxes[source].send(task, step, key, np.ones(SIZE, np.uint8))
                 assert sending is None or sending.wait(WAIT_S)
+                if last:
+                    self.outboxes[source].end(step)
             except Exception as error:  # noqa: BLE001  # looked at by the test
                 self.errors.put(error)
 
@@ -141,8 +143,8 @@ def test_two_that_fill_each_other_go_on(three: Three) -> None:
         three.send(0, B, "s", str(number)).join(WAIT_S)
         three.send(1, A, "s", str(number)).join(WAIT_S)
     kept = [i.queue.get(timeout=WAIT_S) for i in three.inboxes[:2] for _ in range(2)]
-    three.send(0, B, "s", "more")
-    three.send(1, A, "s", "more")
+    three.send(0, B, "s", "more", last=True)
+    three.send(1, A, "s", "more", last=True)
     for inbox in three.inboxes[:2]:
         assert inbox.queue.get(timeout=WAIT_S)[1] == "more"
     assert len(kept) == 4

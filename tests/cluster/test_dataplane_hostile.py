@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -427,6 +428,9 @@ def test_the_session_goes_on_after_a_malformed_tensor(planes: Any) -> None:
         done = doors[B].start(command(receiver, step_id="good"))
         doors[A].start(command(sender, {"x": x}, step_id="good"))
         np.testing.assert_array_equal(wait(done).fetches["y"], x + x)
-        # The sender's own part of that step is over too.
+        # The sender's own part of that step is over too, once it has heard.
+        end = time.monotonic() + WAIT_S
+        while "bad" not in outbox._aborted and time.monotonic() < end:
+            time.sleep(0.002)
         late = doors[A].start(command(sender, {"x": x}, step_id="bad"))
         assert isinstance(late.exception(WAIT_S), Rejected)
