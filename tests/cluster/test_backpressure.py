@@ -57,14 +57,14 @@ class Three:
         self.errors: SimpleQueue[Exception] = SimpleQueue()
 
     def send(self, source: int, task: str, step: str, key: str, *, last: bool = False) -> threading.Thread:
-        """Sends from a thread, as a lane does. `last`: the step is over then."""
+        """Sends from a thread, as a lane does. `last`: there is nothing left to do then but wait."""
 
         def run() -> None:
             try:
                 sending = self.outboxes[source].send(task, step, key, np.ones(SIZE, np.uint8))
                 assert sending is None or sending.wait(WAIT_S)
                 if last:
-                    self.outboxes[source].end(step)
+                    self.outboxes[source].waiting(step, True)
             except Exception as error:  # noqa: BLE001  # looked at by the test
                 self.errors.put(error)
 

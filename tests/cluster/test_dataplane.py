@@ -160,7 +160,8 @@ def test_strangers_are_not_heard(planes: Any) -> None:
     try:
         for key, name in ((SessionKey("s", b"y" * 32), A), (SessionKey("other", b"x" * 32), A), (KEY, "/job:x/task:9")):
             mine = {name: stranger.endpoint}
-            stranger.open(key, Inbox(), {**peers, **mine}).send(B, "s", "k", value)
+            with contextlib.suppress(WorkerLost):  # on one host it is cut off, perhaps before it has sent
+                stranger.open(key, Inbox(), {**peers, **mine}).send(B, "s", "k", value)
             stranger.close_session(key.id)
         assert inboxes[1].empty()
     finally:
