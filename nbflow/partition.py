@@ -182,9 +182,10 @@ class _Builder:
             raise GraphError(f"the state {node.name!r} cannot move to {device}", where=node.where)
         value = (node.name, index)
         key = f"{producer.device};{self.prefix}{node.name}:{index};{device}"
-        send = Item("send", node, producer.device, value, key, device)
+        compress = str(node.attrs["dtype"]) if node.op == "compressed" and index != CONTROL else ""
+        send = Item("send", node, producer.device, value, key, device, compress=compress)
         self.edge(producer, send)
-        recv = Item("recv", node, device, value, key, producer.device)
+        recv = Item("recv", node, device, value, key, producer.device, compress=compress)
         # The edge between the two orders them globally; `compile` leaves it out of the receiving part.
         self.edge(send, recv)
         self.items += [send, recv]

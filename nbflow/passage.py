@@ -15,14 +15,12 @@ import numpy as np
 
 from nbflow import op as ops
 from nbflow.device import parse_device
-from nbflow.errors import GraphError, Rejected
+from nbflow.errors import Rejected
 from nbflow.events import TensorMoved
 from nbflow.plan import Instruction
 from nbflow.spec import as_dtype, kind_of
 from nbflow.transport import HostArray, Moved, Sending
 
-# What may travel instead of float32 and float64.
-COMPRESSED = ("bfloat16", "float16")
 # How often a wait for a tensor's memory looks whether the step should end.
 LOOK_S = 0.1
 # Instructions that take no time: a tensor may be held back while they run.
@@ -90,13 +88,6 @@ def after_sends(instruction: Instruction, sends: frozenset[int], runner: Runner)
 
 
 # --- 16 bits on the way ----------------------------------------------------------------------------------------------
-
-
-def check_compress(dtype_name: str) -> str:
-    """`dtype_name`, if tensors can travel as that. Raises GraphError."""
-    if dtype_name not in COMPRESSED:
-        raise GraphError(f"tensors cannot travel as {dtype_name!r}; choose one of {', '.join(COMPRESSED)}, or None")
-    return dtype_name
 
 
 def compress(value: HostArray, dtype_name: str, *, measured: bool = False) -> tuple[HostArray, float]:

@@ -309,6 +309,8 @@ class Program:
         if instruction.op == "recv":
             return runner  # says itself how its tensor came
         node, device = instruction.node, self.device
+        if instruction.op == "send":
+            node = f"send {node}"
 
         def timed(run: _Run) -> None:
             start = time.monotonic()

@@ -56,6 +56,7 @@ class Session:
         self.id = uuid.uuid4().hex
         self.events = Emitter()
         self.last: Prepared | None = None  # what ran last, for `%placement`
+        self.last_trace: Trace | None = None  # of the last step that was traced, for `%timeline`
         self.last_acknowledgements: tuple[Acknowledgement, ...] = ()  # of the last cancelled step
         self._lock = threading.RLock()
         self._cluster_id = ""
@@ -103,7 +104,10 @@ class Session:
         )
         self.last = prepared
         result = rebuild([None if s is None else found[s.name] for s in prepared.sources])
-        return (result, Trace(tuple(events))) if trace else result
+        if not trace:
+            return result
+        self.last_trace = Trace(tuple(events))
+        return result, self.last_trace
 
     def _execute(
         self,

@@ -113,3 +113,9 @@ row("crop_to", lambda x: ragged.crop_to(x, nf.constant(np.array([0]))), [f(3)], 
 row("pad_to", lambda x: ragged.pad_to(x, nf.constant(np.array([3, 4]))), [f(3, 2)], lambda x: _padded(x, [3, 4]),
     differentiable=2)  # fmt: skip
 row("pad_to", lambda x: ragged.pad_to(x, nf.constant(np.array([2]))), [i(0)], lambda x: _padded(x, [2]))
+
+
+# --- on the way ------------------------------------------------------------------------------------------------------
+
+row("compressed", nf.compressed, [f(3)], lambda x: x, differentiable=2)
+row("compressed", lambda x: nf.compressed(x, "float16"), [f(3, dtype="float64")], lambda x: x, differentiable=2)

@@ -10,6 +10,7 @@ from nbflow.current import current_session, optimization, placement
 from nbflow.errors import GraphError
 from nbflow.explain import PlacementTable, placement_table
 from nbflow.optimize import Report
+from nbflow.trace import Trace
 from nbflow_kernel.tracebacks import Acknowledged
 
 
@@ -42,6 +43,14 @@ def optimization_of(fetches: Any = None) -> Report:
     if session.last is None:
         raise GraphError("nothing has run yet; name what to look at, as in `%graph diff loss`")
     return session.optimization(session.last.keep)
+
+
+def last_trace() -> Trace:
+    """What the last traced step of the current graph did. Raises GraphError when none was traced."""
+    trace = current_session().last_trace
+    if trace is None:
+        raise GraphError("nothing was traced yet; run a step with trace=True, as in nf.run(loss, trace=True)")
+    return trace
 
 
 def acknowledged() -> Sequence[Acknowledged]:

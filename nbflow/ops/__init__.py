@@ -91,6 +91,7 @@ from nbflow.ops.dynamic import (
     range_dynamic,
     slice_dynamic,
 )
+from nbflow.ops.edges import compressed
 from nbflow.ops.elementwise import (
     abs,
     acos,
@@ -309,6 +310,7 @@ __all__ = [
     "can_cast",
     "ceil",
     "clip",
+    "compressed",
     "concat",
     "cond",
     "conj",

@@ -273,3 +273,18 @@ def test_a_graph_shows_itself(run: Run, shell: InteractiveShell, graph: Graph) -
     data, _ = shell.display_formatter.format(graph)
     assert {"image/png", "text/plain"} <= set(data)
     assert data["text/plain"].startswith("1 op")
+
+
+# --- %timeline -------------------------------------------------------------------------------------------------------
+
+
+def test_timeline_shows_the_last_traced_step(run: Run, tmp_path: Any) -> None:
+    assert "run a step with trace=True" in run("%timeline").text
+    run("x = nf.constant([1.0, 2.0])\ny = nf.negative(x)")
+    assert run("value, _ = nf.run(y, trace=True)").error is None
+    shown = run(f"%timeline -w 20 --save {tmp_path}/t.json").text
+    assert "from the first event to the last" in shown
+    assert "ops, " in shown
+    assert "ui.perfetto.dev" in shown
+    assert (tmp_path / "t.json").stat().st_size > 0
+    assert "between 10 and 1000" in run("%timeline -w 3").text

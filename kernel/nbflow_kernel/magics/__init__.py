@@ -6,5 +6,6 @@ from nbflow_kernel.magics.base import Family
 from nbflow_kernel.magics.cluster import ClusterMagics
 from nbflow_kernel.magics.graph import GraphMagics
 from nbflow_kernel.magics.placement import PlacementMagics
+from nbflow_kernel.magics.timeline import TimelineMagics
 
-MAGICS: tuple[type[Family], ...] = (ClusterMagics, GraphMagics, PlacementMagics)
+MAGICS: tuple[type[Family], ...] = (ClusterMagics, GraphMagics, PlacementMagics, TimelineMagics)

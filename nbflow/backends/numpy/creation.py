@@ -23,6 +23,11 @@ def _identity(x: A) -> A:
     return x
 
 
+@TABLE.implements("compressed")
+def _compressed(x: A, *, dtype: str) -> A:
+    return x
+
+
 @TABLE.implements("group")
 def _group(*, strategy: Any = ()) -> tuple[()]:
     return ()

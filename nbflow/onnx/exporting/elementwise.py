@@ -70,7 +70,7 @@ for _name, _op in ROUNDING.items():
     RULES[_name] = _rounding(_op)
 
 
-@RULES.writes("positive", "identity", "stop_gradient", "recompute_barrier")
+@RULES.writes("positive", "identity", "stop_gradient", "recompute_barrier", "compressed")
 def _same(s: Site, x: str) -> str:
     return x
 
