@@ -20,6 +20,7 @@ from nbflow.errors import Cancelled, DeadlineExceeded, NbflowError, OpError, Rej
 from nbflow.events import Event, Metric, RunState
 from nbflow.plan import Bundle, Constant, Feed, Fetch, Instruction, Plan
 from nbflow.spec import spec
+from nbflow.testing.transfers import TRANSFER_CHECKS
 from nbflow.transport import Cluster, HostArray, Loop, MetricSource, StepCommand, StepResult, Transport
 
 T = TypeVar("T")
@@ -45,6 +46,51 @@ class _Case:
         door = self.doors[bundle.task]
         door.register(bundle)
         return wait(door.start(command(bundle, feeds, **options)))
+
+    # --- for `transfers`: two tasks in one step ---
+
+    @property
+    def tasks(self) -> tuple[str, str]:
+        return FIRST, SECOND
+
+    def expect(self, condition: bool, message: str) -> None:
+        _expect(condition, message)
+
+    def _start(
+        self, sender: Bundle, receiver: Bundle, feeds: Mapping[str, HostArray], **options: Any
+    ) -> tuple[Future[StepResult], Future[StepResult]]:
+        step_id = uuid.uuid4().hex
+        for bundle in (sender, receiver):
+            self.doors[bundle.task].register(bundle)
+        second = self.doors[receiver.task].start(command(receiver, step_id=step_id, **options))
+        return self.doors[sender.task].start(command(sender, feeds, step_id=step_id, **options)), second
+
+    def both(self, sender: Bundle, receiver: Bundle, feeds: Mapping[str, HostArray], **options: Any) -> StepResult:
+        """One step of both; the receiver's result."""
+        first, second = self._start(sender, receiver, feeds, **options)
+        wait(first)
+        return wait(second)
+
+    def both_fail(self, sender: Bundle, receiver: Bundle, feeds: Mapping[str, HostArray]) -> BaseException | None:
+        """One step of both; the receiver's error."""
+        first, second = self._start(sender, receiver, feeds)
+        first.exception(WAIT_S)
+        return second.exception(WAIT_S)
+
+    def cancelled(
+        self, sender: Bundle, receiver: Bundle, feeds: Mapping[str, HostArray], *, receiver_starts: bool
+    ) -> BaseException | None:
+        """A step that is cancelled while it runs; the error of one that ended otherwise than cancelled, or done."""
+        step_id = uuid.uuid4().hex
+        for bundle in (sender, receiver):
+            self.doors[bundle.task].register(bundle)
+        futures = [self.doors[sender.task].start(command(sender, feeds, step_id=step_id))]
+        if receiver_starts:
+            futures.append(self.doors[receiver.task].start(command(receiver, step_id=step_id)))
+        for task in self.tasks:
+            wait(self.doors[task].cancel(step_id, "the check says so"))
+        errors = [f.exception(WAIT_S) for f in futures]
+        return next((e for e in errors if e is not None and not isinstance(e, Cancelled)), None)
 
 
 def check_transport(make: Callable[[], AbstractContextManager[Cluster]]) -> None:
@@ -83,8 +129,9 @@ def command(
     step_id: str = "",
     lane: str = "main",
     deadline_s: float = WAIT_S,
+    trace: bool = False,
 ) -> StepCommand:
-    return StepCommand(bundle.id, lane, step_id or uuid.uuid4().hex, 0, feeds or {}, False, deadline_s)
+    return StepCommand(bundle.id, lane, step_id or uuid.uuid4().hex, 0, feeds or {}, trace, deadline_s)
 
 
 def add_bundle(task: str, shape: tuple[int, ...], value: float = 1.0) -> Bundle:
@@ -372,6 +419,7 @@ CHECKS: tuple[Callable[[_Case], None], ...] = (
     _registers_twice,
     _moves_large_constants,
     _moves_tensors_between_workers,
+    *TRANSFER_CHECKS,
     _keeps_the_order_of_a_lane,
     _cancels_a_waiting_step,
     _cancels_before_it_starts,
