@@ -34,10 +34,10 @@ def sent(cluster: PlaneCluster, monkeypatch: pytest.MonkeyPatch) -> list[tuple[s
     kind = LINKS[bool(cluster.planes[A].endpoint.host_id)]
     post, large = kind.post, kind.large
 
-    def posted(self: Any, message: Any) -> None:
+    def posted(self: Any, message: Any, *patience: float) -> None:
         if message.tensors:
             found.append((message.source, self._task, len(message.tensors)))
-        post(self, message)
+        post(self, message, *patience)
 
     def sent_large(self: Any, message: Any, value: Any) -> Any:
         found.append((message.source, self._task, len(message.tensors)))

@@ -44,7 +44,7 @@ _PREFIX = struct.Struct("<BII")
 CHUNK_BYTES = 2**20
 # A message holds small tensors, of less than 64 KiB each, and ends when it is larger than `outbox.BATCH_BYTES`.
 MAX_HEAD_BYTES = 2**20
-_READ_BYTES = 2**17
+_READ_BYTES = 2**16
 _ANCILLARY_BYTES = socket.CMSG_SPACE(64)
 _PEER = struct.Struct("3i")
 _TIMEOUT = struct.pack("ll", 0, int(LOOK_S * 1e6))
@@ -89,10 +89,10 @@ class LocalLink:
             self.close()
             raise
 
-    def post(self, message: pb.DataMessage) -> None:
+    def post(self, message: pb.DataMessage, patience_s: float = SEND_TIMEOUT_S) -> None:
         """Sends a message without large tensors."""
         with self._lock:
-            self._write(_MESSAGE, message.SerializeToString())
+            self._write(_MESSAGE, message.SerializeToString(), patience_s=patience_s)
 
     def large(self, message: pb.DataMessage, value: HostArray) -> None:
         """Sends `message`, whose last tensor is `value`. `value` may change when this returns."""
@@ -109,10 +109,10 @@ class LocalLink:
     def _announce(self, segment: Segment) -> None:
         for number in self.pool.gone():
             self._write(_SEGMENT, pb.DataSegment(number=number, gone=True).SerializeToString())
-        if not segment.announced:
-            segment.announced = True
+        if segment.descriptor >= 0:
             head = pb.DataSegment(number=segment.number, nbytes=segment.capacity).SerializeToString()
             self._write(_SEGMENT, head, descriptor=segment.descriptor)
+            segment.handed_over()
 
     def _in_chunks(self, message: pb.DataMessage, value: HostArray) -> None:
         number = next(self._numbers)
@@ -124,7 +124,15 @@ class LocalLink:
             with self._lock:  # for each, so that small tensors of others come in between
                 self._write(_CHUNK, head, view[start : start + CHUNK_BYTES])
 
-    def _write(self, kind: int, head: bytes, body: memoryview | bytes = b"", *, descriptor: int = -1) -> None:
+    def _write(
+        self,
+        kind: int,
+        head: bytes,
+        body: memoryview | bytes = b"",
+        *,
+        descriptor: int = -1,
+        patience_s: float = SEND_TIMEOUT_S,
+    ) -> None:
         parts: list[Any] = [memoryview(_PREFIX.pack(kind, len(head), len(body)) + head)]
         if body:
             parts.append(memoryview(body))
@@ -137,7 +145,7 @@ class LocalLink:
                 count = self._socket.sendmsg(parts, ancillary)
             except BlockingIOError:
                 waited = time.monotonic() - moved_s
-                if waited > SEND_TIMEOUT_S or self._is_gone():
+                if waited > patience_s or self._is_gone():
                     raise self._lost(f"it took nothing for {waited:.1f} s") from None
                 continue
             except OSError as error:
@@ -189,6 +197,8 @@ class LocalListener:
 
     def forget(self, arrivals: Arrivals) -> None:
         """Ends the connections of a session, or a peer, that is closed."""
+        if self._stopped:
+            return
         self._closing.append(arrivals)
         os.eventfd_write(self._wake, 1)
 
@@ -283,7 +293,7 @@ class _Connection:
                 if count:
                     self._got(count)
                 return count > 0
-            count, ancillary, _, _ = self.socket.recvmsg_into([self._space], _ANCILLARY_BYTES)
+            count, ancillary, _, _ = self.socket.recvmsg_into([self._space], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return True
         except OSError:

@@ -16,7 +16,7 @@ from nbflow import codec
 from nbflow.errors import WorkerLost
 from nbflow.rendezvous import REMEMBERED
 from nbflow.transport import HostArray, Sending
-from nbflow_workers.dataplane.base import LOOK_S, Endpoint, SessionKey
+from nbflow_workers.dataplane.base import LOOK_S, SEND_TIMEOUT_S, Endpoint, SessionKey
 from nbflow_workers.dataplane.credit import WINDOW_BYTES, Account, Window, charge
 from nbflow_workers.proto import worker_pb2 as pb
 
@@ -24,6 +24,8 @@ log = logging.getLogger("nbflow.dataplane")
 
 # A message that has grown to this is sent, whatever else is to come.
 BATCH_BYTES = 128 * 1024
+# How long credit and the like wait for a peer that takes nothing.
+CONTROL_TIMEOUT_S = 0.5
 
 
 class Link(Protocol):
@@ -31,7 +33,7 @@ class Link(Protocol):
 
     via: str
 
-    def post(self, message: pb.DataMessage) -> None: ...
+    def post(self, message: pb.DataMessage, patience_s: float = ...) -> None: ...
     def large(self, message: pb.DataMessage, value: HostArray) -> Sending | None: ...
     def end_step(self) -> None: ...
     def close(self) -> None: ...
@@ -192,7 +194,8 @@ class PeerOutbox:
                 # Before the peer is told: credit that comes from now on is its answer, and it tells nothing more.
                 news = peer.window.news
                 stalled = pb.DataKey(step_id=step_id, key=key, nbytes=counted)
-                self._post(peer, pb.DataMessage(stalled=[stalled]))
+                told = pb.DataMessage(session=self._session.id, source=self._task, stalled=[stalled])
+                self._send(peer, told)
                 if self._has_credit(peer, ticket, counted, news):
                     return
         finally:
@@ -261,24 +264,22 @@ class PeerOutbox:
                 self._send(peer, self._message(tensors))
 
     def control(self, task: str, message: pb.DataMessage) -> None:
-        """Sends a message without tensors, in this thread. A peer that is not there is not told."""
+        """Sends a message without tensors, in this thread. A peer that does not take it soon is not told: it is dead,
+        and others wait for what this thread has to tell them."""
         with self._lock:
             peer = None if self._closed else self._peers.get(task)
         if peer is None:
             return
-        try:
-            self._post(peer, message)
-        except WorkerLost as error:
-            log.warning("%s", error)
-
-    def _post(self, peer: _Peer, message: pb.DataMessage) -> None:
         message.session, message.source = self._session.id, self._task
-        self._send(peer, message)
+        try:
+            self._send(peer, message, patience_s=CONTROL_TIMEOUT_S)
+        except WorkerLost as error:
+            log.info("%s", error)
 
-    def _send(self, peer: _Peer, message: pb.DataMessage) -> None:
+    def _send(self, peer: _Peer, message: pb.DataMessage, *, patience_s: float = SEND_TIMEOUT_S) -> None:
         link = self._link(peer)
         try:
-            link.post(message)
+            link.post(message, patience_s)
         except WorkerLost:
             self._drop(peer, link)
             raise

@@ -42,19 +42,24 @@ def available() -> bool:
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """One segment of the sender. `announced`: the receiver has it."""
+    """One segment of the sender. `descriptor`: -1 once it was handed over; the mapping is all that is needed then."""
 
     number: int
     descriptor: int
     map: mmap.mmap
     capacity: int
-    announced: bool = False
 
     def is_free(self) -> bool:
         return self.map[0] == _FREE
 
-    def close(self) -> None:
+    def handed_over(self) -> None:
+        """The receiver has it. There can be more segments than a process may have descriptors."""
         os.close(self.descriptor)
+        self.descriptor = -1
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            self.handed_over()
         try:
             self.map.close()
         except BufferError:
@@ -120,7 +125,7 @@ class Pool:
 
     def _drop(self, segment: Segment) -> None:
         self._segments.remove(segment)
-        if segment.announced:
+        if segment.descriptor < 0:
             self._gone.append(segment.number)
         segment.close()
 

@@ -83,10 +83,11 @@ class ZmqLink:
         self._small = _push(context, endpoint)
         self._bulk = _push(context, endpoint)
 
-    def post(self, message: pb.DataMessage) -> None:
+    def post(self, message: pb.DataMessage, patience_s: float = SEND_TIMEOUT_S) -> None:
         """Sends a message without large tensors."""
         with self._lock:
-            self._send(self._small, [self._hello.secret, _MESSAGE, message.SerializeToString()])
+            parts = [self._hello.secret, _MESSAGE, message.SerializeToString()]
+            self._send(self._small, parts, patience_s=patience_s)
 
     def large(self, message: pb.DataMessage, value: HostArray) -> Sent | None:
         """Sends `message`, whose last tensor is `value`, which must not change until `wait` of what this returns."""
@@ -106,7 +107,14 @@ class ZmqLink:
                 tracker = frame.tracker
         return None if tracker is None else Sent(tracker)
 
-    def _send(self, socket: zmq.Socket[bytes], parts: list[bytes], flags: int = 0) -> None:
+    def _send(
+        self,
+        socket: zmq.Socket[bytes],
+        parts: list[bytes],
+        flags: int = 0,
+        *,
+        patience_s: float = SEND_TIMEOUT_S,
+    ) -> None:
         start = time.monotonic()
         while True:
             try:
@@ -114,7 +122,7 @@ class ZmqLink:
                 return
             except zmq.Again:  # of the first frame; the others of a message never wait
                 waited = time.monotonic() - start
-                if waited < SEND_TIMEOUT_S and not self._is_gone():
+                if waited < patience_s and not self._is_gone():
                     continue
                 raise WorkerLost(
                     f"{self._task} ({self._endpoint.address}) took no tensor for {waited:.1f} s: it died, froze, left "
