@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import nbflow as nf
+from nbflow.errors import WorkerLost
 from nbflow.session import Session
 from nbflow_workers.dataplane.base import SessionKey
 from nbflow_workers.dataplane.local import LocalLink
@@ -124,5 +125,33 @@ def test_whoever_comes_while_another_sends_goes_with_the_next_message() -> None:
         assert done.wait(10)
         assert arrived[0] == "first"
         assert sorted(arrived[1:]) == sorted(map(str, range(10)))
+    finally:
+        cluster.close()
+
+
+def test_what_travels_with_a_message_that_fails_fails_its_own_step() -> None:
+    """And a program that flushes another step's tensor towards a dead peer goes on."""
+    cluster = PlaneCluster(2)
+    try:
+        endpoints = {task: plane.endpoint for task, plane in cluster.planes.items()}
+        failed: list[tuple[str, Exception]] = []
+
+        class Inbox:
+            def deliver(self, step_id: str, key: str, value: Any, moved: Any = None) -> None:
+                raise AssertionError
+
+            def fail(self, step_id: str, error: Exception) -> None:
+                failed.append((step_id, error))
+
+        outbox = cluster.planes[A].open(SessionKey("s", b"x" * 32), Inbox(), endpoints)
+        cluster.planes[B].close()
+        outbox.send(B, "one", "k", np.zeros(1), more=True)
+        outbox.send(B, "two", "k", np.zeros(1), more=True)
+        outbox.waiting("three", True)
+        assert sorted(step for step, _ in failed) == ["one", "two"]
+        assert all(isinstance(error, WorkerLost) and B in str(error) for _, error in failed)
+        outbox.send(B, "four", "k", np.zeros(1), more=True)
+        outbox.end("four")
+        assert outbox.in_flight()[B] == 0
     finally:
         cluster.close()

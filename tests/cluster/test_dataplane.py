@@ -81,8 +81,9 @@ def nothing_left() -> Iterator[None]:
     yield
     gc.collect()
     assert segments() == before
-    assert own_threads() == threads
-    assert open_files() == files
+    # Fewer, where those of an earlier test had not ended yet.
+    assert own_threads() <= threads
+    assert len(open_files()) <= len(files)
 
 
 WAYS: dict[str, dict[str, Any]] = {

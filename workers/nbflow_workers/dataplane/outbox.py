@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from nbflow import codec
-from nbflow.errors import WorkerLost
+from nbflow.errors import NbflowError, WorkerLost
 from nbflow.rendezvous import REMEMBERED
 from nbflow.transport import HostArray, Sending
 from nbflow_workers.dataplane.base import LOOK_S, SEND_TIMEOUT_S, Endpoint, SessionKey
@@ -49,7 +50,7 @@ class _Peer:
     changed: threading.Condition = field(default_factory=threading.Condition)
     sending: threading.Lock = field(default_factory=threading.Lock)
     link: Link | None = None
-    held: list[pb.DataTensor] = field(default_factory=list)
+    held: list[pb.DataTensor] = field(default_factory=list)  # small tensors that go with the next message
     held_bytes: int = 0
     blocked: dict[tuple[str, str], bool] = field(default_factory=dict)  # what waits for credit -> it was granted
     gone: bool = False
@@ -60,7 +61,8 @@ Connect = Callable[[str, Endpoint, Callable[[], bool]], Link]
 
 
 class PeerOutbox:
-    """Implements `Outbox` for one session. `reply(task, message)` sends from another thread."""
+    """Implements `Outbox` for one session. `reply(task, message)` sends from another thread. `fail(step_id, error)`: a
+    tensor of that step, which had left its program, could not be sent."""
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class PeerOutbox:
         peers: Mapping[str, Endpoint],
         connect: Connect,
         reply: Callable[[str, pb.DataMessage], None],
+        fail: Callable[[str, NbflowError], None],
         *,
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
@@ -76,6 +79,7 @@ class PeerOutbox:
         self._task = task
         self._connect = connect
         self._reply = reply
+        self._fail = fail
         self._window_bytes = window_bytes
         self._lock = threading.Lock()
         self._peers = {t: self._new(t, e) for t, e in peers.items()}
@@ -135,18 +139,16 @@ class PeerOutbox:
         item.tensor.shape.extend(value.shape)
         message = self._message(_taken(peer))
         message.tensors.append(item)
-        link = self._link(peer)
-        try:
-            return link.large(message, value)
-        except WorkerLost:
-            self._drop(peer, link)
-            raise
+        with self._failing(peer, message):
+            return self._link(peer).large(message, value)
 
     def flush(self) -> None:
         """Sends what `more` held back."""
         for peer in list(self._peers.values()):
             if peer.held:
-                self._flush(peer)
+                # Whoever comes here may be another step's program: those whose tensors are lost are told.
+                with contextlib.suppress(WorkerLost):
+                    self._flush(peer)
 
     def waiting(self, step_id: str, is_waiting: bool) -> None:
         if is_waiting:
@@ -175,8 +177,7 @@ class PeerOutbox:
         self._grant(step_id, stalled)
         for peer in peers:
             if peer.held:
-                with peer.changed:
-                    peer.held = [t for t in peer.held if t.step_id != step_id]
+                _drop_held(peer, step_id)
             if peer.link is not None:
                 peer.link.end_step()
         self._on_end(step_id)
@@ -186,9 +187,9 @@ class PeerOutbox:
     def _wait_for_credit(self, peer: _Peer, step_id: str, key: str, counted: int) -> None:
         """Waits for room in the peer's window, or until the peer grants this tensor."""
         ticket = (step_id, key)
+        self.waiting(step_id, True)
         with peer.changed:
             peer.blocked[ticket] = False
-        self.waiting(step_id, True)
         try:
             while True:
                 # Before the peer is told: credit that comes from now on is its answer, and it tells nothing more.
@@ -277,11 +278,19 @@ class PeerOutbox:
             log.info("%s", error)
 
     def _send(self, peer: _Peer, message: pb.DataMessage, *, patience_s: float = SEND_TIMEOUT_S) -> None:
-        link = self._link(peer)
+        with self._failing(peer, message):
+            self._link(peer).post(message, patience_s)
+
+    @contextlib.contextmanager
+    def _failing(self, peer: _Peer, message: pb.DataMessage) -> Iterator[None]:
+        """Around sending `message`: when that fails, the steps of its tensors do. The next one tries another link."""
+        link = peer.link
         try:
-            link.post(message, patience_s)
-        except WorkerLost:
-            self._drop(peer, link)
+            yield
+        except WorkerLost as error:
+            self._drop(peer, peer.link if link is None else link)
+            for step_id in {t.step_id for t in message.tensors}:
+                self._fail(step_id, error)
             raise
 
     def _link(self, peer: _Peer) -> Link:
@@ -292,13 +301,13 @@ class PeerOutbox:
                 peer.link = self._connect(peer.task, peer.endpoint, lambda: peer.gone)
             return peer.link
 
-    def _drop(self, peer: _Peer, link: Link) -> None:
-        """A link that failed: the next tensor tries another."""
+    def _drop(self, peer: _Peer, link: Link | None) -> None:
         with peer.changed:
             if peer.link is link:
                 peer.link = None
                 peer.window = Window(self._window_bytes)
-        link.close()
+        if link is not None:
+            link.close()
 
     def close(self) -> None:
         """Closes all links; sends under way end within LOOK_S."""
@@ -321,6 +330,16 @@ def _taken(peer: _Peer) -> list[pb.DataTensor]:
     with peer.changed:
         held, peer.held, peer.held_bytes = peer.held, [], 0
     return held
+
+
+def _drop_held(peer: _Peer, step_id: str) -> None:
+    with peer.changed:
+        for item in peer.held:
+            if item.step_id == step_id:
+                counted = charge(len(item.tensor.data))
+                peer.held_bytes -= counted
+                peer.window.give(counted)
+        peer.held = [t for t in peer.held if t.step_id != step_id]
 
 
 def _remember(kept: OrderedDict[str, Any], step_id: str, value: object) -> None:

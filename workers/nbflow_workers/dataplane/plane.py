@@ -15,6 +15,7 @@ from typing import Any
 
 import zmq
 
+from nbflow.errors import NbflowError
 from nbflow.transport import Inbox
 from nbflow_workers.dataplane import segments
 from nbflow_workers.dataplane.arrivals import Arrivals
@@ -78,6 +79,7 @@ class PeerDataPlane:
                     peers,
                     lambda *way: self._connect(session, task, *way),
                     lambda to, message: self._jobs.put(lambda: outbox.control(to, message)),
+                    lambda step_id, error: self._fail(session.id, step_id, error),
                     window_bytes=self._window_bytes,
                 )
                 self._sessions[session.id] = _Session(self, session, inbox, outbox, peers)
@@ -120,6 +122,12 @@ class PeerDataPlane:
         if endpoint.host_id and endpoint.host_id == self._endpoint.host_id:
             return LocalLink(task, endpoint, hello, is_gone)
         return ZmqLink(self._context, task, endpoint, hello, is_gone)
+
+    def _fail(self, session_id: str, step_id: str, error: NbflowError) -> None:
+        with self._lock:
+            session = self._sessions.get(session_id)
+        if session is not None:
+            session.inbox.fail(step_id, error)
 
     def _find(self, session_id: str, source: str, secret: bytes) -> Arrivals | None:
         with self._lock:
