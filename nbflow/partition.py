@@ -353,6 +353,8 @@ def check_partition(parts: Sequence[Part], graph: Graph, placement: Placement, p
     for key, send in sends.items():
         if send.peer != recvs[key].device or recvs[key].peer != send.device:
             raise GraphError(f"a send and its recv name each other's device: {key} does not")
+        if send.compress != recvs[key].compress:
+            raise GraphError(f"a send and its recv agree on what travels: {key} does not")
 
 
 def _check_bodies(parts: Sequence[Part], placement: Placement, prefix: str) -> None:

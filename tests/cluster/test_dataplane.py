@@ -217,6 +217,25 @@ def test_segments_are_private_reused_and_gone() -> None:
     pool.close()
 
 
+def test_a_tensor_used_where_it_is_frees_its_segment_with_its_last_view() -> None:
+    pool, reader = shm.Pool("nbflow-0123456789abcdef"), shm.Reader()
+    message = codec.encode_array(np.arange(20_000), lambda m, v: (pool.put(m, v), None)[1])
+    value = reader.get(message, copy=False)
+    assert not value.flags.writeable
+    view = value.reshape(2, -1)[1]
+    del value
+    other = codec.encode_array(np.zeros(20_000), lambda m, v: (pool.put(m, v), None)[1])
+    assert other.segment.name != message.segment.name, "a segment that is looked at was written to"
+    np.testing.assert_array_equal(view, np.arange(10_000, 20_000))
+    del view
+    again = codec.encode_array(np.zeros(20_000), lambda m, v: (pool.put(m, v), None)[1])
+    assert again.segment.name == message.segment.name
+    kept = reader.get(again, copy=False)
+    reader.close()
+    pool.close()
+    assert kept.sum() == 0
+
+
 def test_a_full_pool_says_so_and_leftovers_can_be_removed() -> None:
     pool = shm.Pool("nbflow-0123456789abcdef", limit_bytes=2**18)
     value = np.zeros(2**17, np.uint8)

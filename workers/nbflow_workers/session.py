@@ -207,7 +207,9 @@ class StepStream:
 
     def _start(self, message: wire_pb2.StepCommand, incoming: Incoming) -> None:
         def get(tensor: wire_pb2.Tensor) -> HostArray:
-            return self._reader.get(tensor) if tensor.WhichOneof("content") == "segment" else incoming.get(tensor)
+            if tensor.WhichOneof("content") == "segment":
+                return self._reader.get(tensor, copy=False)  # steps do not change what they are fed
+            return incoming.get(tensor)
 
         step_id = message.step_id
         try:

@@ -1,10 +1,13 @@
 """Tensors between processes of one host: segments of shared memory, each from one writer to one reader.
 
 The writer takes a free segment of its pool, copies the tensor in, marks the segment full, and sends its name by some
-other way. The reader maps it, copies the tensor out into memory of its own, and marks it free: the mark is a byte in
-the segment, so giving back needs no message. The reader also unlinks the name when it first maps it: from then on the
-kernel frees the memory when both processes are gone, however they went. Segments that nobody ever opened are unlinked
-by `close`, and after a kill by whoever knows the writer's prefix (`remove_leftovers`).
+other way. The reader maps it, and copies the tensor out into memory of its own, or uses it where it is, read-only,
+until the last array on it is gone; then it marks the segment free. The mark is a byte in the segment, so giving back
+needs no message. The reader also unlinks the name when it first maps it: from then on the kernel frees the memory when
+both processes are gone, however they went. Segments that nobody ever opened are unlinked by `close`, and after a kill
+by whoever knows the writer's prefix (`remove_leftovers`).
+
+Feeds and fetches take this way; workers among themselves share memory without names (`segments`).
 
 Segments are plain files below /dev/shm, mode 0600, with unguessable names; `multiprocessing.shared_memory` would hand
 them to a resource tracker process that unlinks what others still use.
@@ -28,6 +31,7 @@ from nbflow import codec
 from nbflow.codec import HostArray
 from nbflow.errors import Rejected
 from nbflow.proto import wire_pb2
+from nbflow_workers.dataplane.memory import array_over
 
 FOLDER = "/dev/shm"
 # The tensor starts on a cache line of its own, behind the mark.
@@ -169,19 +173,26 @@ def _unmap(mapped: mmap.mmap) -> None:
 
 
 class Reader:
-    """Maps segments by name and copies tensors out. One per stream or session, so that closing it frees them."""
+    """Maps segments by name. One per stream, so that closing it frees them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._maps: dict[str, mmap.mmap] = {}
 
-    def get(self, message: wire_pb2.Tensor) -> HostArray:
-        """The tensor in the segment that `message` names, copied out; the segment is free again. Raises Rejected."""
+    def get(self, message: wire_pb2.Tensor, *, copy: bool = True) -> HostArray:
+        """The tensor in the segment that `message` names, copied out; the segment is free again. Raises Rejected.
+
+        Without `copy` it is read-only memory of the segment, which is free when the last array on it is gone.
+        """
         dtype, shape, nbytes = codec.array_layout(message)
         segment = message.segment
         mapped = self._map(segment.name)
         if segment.offset < HEADER_BYTES or segment.offset + nbytes > len(mapped):
             raise Rejected(f"a tensor of {nbytes} bytes does not lie in its segment of {len(mapped)}")
+        if not copy:
+            value = array_over(mapped, segment.offset, dtype, shape, _release, mapped)
+            value.flags.writeable = False
+            return value
         source = np.frombuffer(mapped, dtype, nbytes // dtype.itemsize, segment.offset)
         value = source.copy().reshape(shape)
         del source
@@ -203,6 +214,10 @@ class Reader:
             maps, self._maps = self._maps, {}
         for mapped in maps.values():
             _unmap(mapped)
+
+
+def _release(mapped: mmap.mmap) -> None:
+    mapped[0] = _FREE
 
 
 def _open(name: str) -> mmap.mmap:
