@@ -16,9 +16,13 @@ import click
 from nbflow.errors import NbflowError
 from nbflow_workers import worker as workers
 
+_GROUP = "nbflow.commands"
+# Of this room, but more than a worker should import to start.
+_OWN = (importlib.metadata.EntryPoint("simulate", "nbflow_workers.simulation:simulate", _GROUP),)
+
 
 class Commands(click.Group):
-    """Our own commands, and those of the entry point group `nbflow.commands`, loaded when asked for."""
+    """Our own commands, and those of the entry point group `nbflow.commands`; most are loaded when asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *(e.name for e in _entries())})
@@ -40,7 +44,7 @@ class Commands(click.Group):
 
 
 def _entries() -> list[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group="nbflow.commands"))
+    return [*_OWN, *importlib.metadata.entry_points(group=_GROUP)]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

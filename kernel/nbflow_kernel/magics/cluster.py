@@ -12,7 +12,8 @@ from IPython.core.magic import line_magic, magics_class
 from IPython.display import publish_display_data
 
 from nbflow.current import get_cluster
-from nbflow_kernel import clusters
+from nbflow.simulate.asked import Asked
+from nbflow_kernel import clusters, simulation
 from nbflow_kernel.clusters import CLUSTERS
 from nbflow_kernel.doors import is_static
 from nbflow_kernel.magics.base import Family, Parser
@@ -52,6 +53,19 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     logs.add_argument("-t", "--task", required=True, metavar="worker:0")
     logs.add_argument("-n", "--lines", type=int, default=50, metavar="N")
     verb("save", "write the file that `attach --spec` reads").add_argument("file")
+    simulate = verb("simulate", "what a training step would take on machines that are only described")
+    simulate.add_argument("step", nargs="?", default="", help="the step (default: the last one built)")
+    simulate.add_argument("-w", "--workers", default="64", metavar="N|N,N,…", help="how many (default: 64)")
+    simulate.add_argument("--ps", type=int, metavar="N", help="tasks that hold variables (default: one for 8 workers)")
+    simulate.add_argument("--device", default="h100", metavar="MACHINE", help="h100, op=1ms/link=1e9 … (default: h100)")
+    simulate.add_argument("--ps-device", metavar="MACHINE", help="default: the workers'")
+    simulate.add_argument(
+        "--stragglers", default="", metavar="D", help="lognormal:0.1, slow:0.02,3 … (with +: several)"
+    )
+    simulate.add_argument("--backups", type=int, default=0, metavar="B", help="what 0 to B backup workers do")
+    simulate.add_argument("--rows", type=int, metavar="N", help="rows a worker and step, where that is open")
+    simulate.add_argument("--steps", type=int, metavar="N", help="steps simulated for each point")
+    simulate.add_argument("--seed", type=int, default=0, metavar="N")
     verb("detach", "leave the workers alive and forget them")
     verb("down", "end the workers")
     return parser, made
@@ -122,6 +136,12 @@ class ClusterMagics(Family):
 
     def _save(self, arguments: argparse.Namespace) -> None:
         CLUSTERS.save(arguments.file)
+
+    def _simulate(self, arguments: argparse.Namespace) -> None:
+        given = {k: v for k, v in vars(arguments).items() if k not in ("verb", "step")}
+        found = simulation.answer(Asked(**given), self.find(arguments.step) if arguments.step else None)
+        data, metadata = simulation.bundle(found)
+        publish_display_data(data, metadata=metadata)
 
     def _detach(self, arguments: argparse.Namespace) -> None:
         CLUSTERS.detach()
