@@ -191,6 +191,18 @@ def test_a_send_that_waits_ends_with_its_step(three: Three, how: str) -> None:
     assert len(kept) == 2
 
 
+def test_a_sender_that_waits_notices_that_its_peer_died(three: Three) -> None:
+    for number in range(2):
+        three.send(0, B, "s", str(number)).join(WAIT_S)
+    kept = [three.inboxes[1].queue.get(timeout=WAIT_S) for _ in range(2)]
+    thread = three.send(0, B, "s", "2")
+    three.until(lambda: three.blocked(0, B) == 1)
+    three.planes[1].close()
+    thread.join(WAIT_S)
+    assert isinstance(three.errors.get(timeout=WAIT_S), WorkerLost)
+    assert len(kept) == 2
+
+
 # --- whole steps ------------------------------------------------------------------------------------------------------
 
 

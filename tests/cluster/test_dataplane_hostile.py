@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from nbflow.errors import NbflowError, Rejected, WorkerLost
 from nbflow.proto import wire_pb2
 from nbflow.testing.transport import command, pair, wait
-from nbflow_workers.dataplane.arrivals import Arrivals
+from nbflow_workers.dataplane.arrivals import STALLED_S, Arrivals
 from nbflow_workers.dataplane.base import SessionKey
 from nbflow_workers.dataplane.credit import Account
 from nbflow_workers.dataplane.local import _CHUNK, _HELLO, _MESSAGE, _PREFIX, _SEGMENT, _Connection, name_of
@@ -153,6 +153,20 @@ def test_half_a_tensor_fails_its_step_when_the_connection_ends() -> None:
     assert isinstance(error, WorkerLost)
     assert "100 of 200 bytes" in str(error)
     assert ends.account.held() == 0
+
+
+def test_a_tensor_that_stops_half_way_fails_its_step() -> None:
+    ends = Ends()
+    ends.arrivals.message(message(item(tensor("uint8", (200,), chunks=7))))
+    ends.arrivals.filled(pb.DataChunk(transfer=7, offset=0), 100)
+    ends.arrivals.look(time.monotonic() + STALLED_S - 1)
+    assert ends.inbox.failed.empty()
+    ends.arrivals.look(time.monotonic() + STALLED_S + 1)
+    step, error = ends.inbox.failed.get_nowait()
+    assert step == "step"
+    assert isinstance(error, WorkerLost)
+    assert "stopped in the middle of 'k'" in str(error)
+    assert ends.arrivals.transfers == ends.account.held() == 0
 
 
 def test_the_rest_of_a_step_that_is_over_is_not_kept() -> None:

@@ -25,6 +25,8 @@ from nbflow_workers.proto import worker_pb2 as pb
 log = logging.getLogger("nbflow.dataplane")
 
 MAX_TENSOR_BYTES = 64 * 2**30
+# A frame takes this long at 130 kB a second: slower is counted as not at all.
+STALLED_S = 30.0
 # Transfers that one peer may have begun and not ended.
 MAX_TRANSFERS = 4096
 # Names the array in a segment: (number, dtype, shape, bytes, what to call when it is gone).
@@ -44,6 +46,7 @@ class _Transfer:
     memory: Any
     filled: int
     start_s: float
+    last_s: float  # when something of it came
 
 
 class Arrivals:
@@ -146,9 +149,8 @@ class Arrivals:
         with self._lock:
             if number in self._transfers or len(self._transfers) >= MAX_TRANSFERS:
                 raise Rejected(f"transfer {number} was begun twice, or is one of more than {MAX_TRANSFERS}")
-            self._transfers[number] = _Transfer(
-                item, dtype, shape, nbytes, self._buffers.take(nbytes), 0, time.monotonic()
-            )
+            memory, now = self._buffers.take(nbytes), time.monotonic()
+            self._transfers[number] = _Transfer(item, dtype, shape, nbytes, memory, 0, now, now)
 
     def room(self, chunk: pb.DataChunk) -> memoryview | None:
         """Where the bytes of a chunk go, up to the end of its tensor; None when nobody wants it any more."""
@@ -171,6 +173,7 @@ class Arrivals:
             self._break(chunk.transfer, f"{found.filled + nbytes} bytes came for a tensor of {found.nbytes}")
             return
         found.filled += nbytes
+        found.last_s = time.monotonic()
         if found.filled < found.nbytes:
             return
         with self._lock:
@@ -204,12 +207,21 @@ class Arrivals:
         with self._lock:
             found, self._transfers = list(self._transfers.values()), {}
         for transfer in found:
-            self.account.free(charge(transfer.nbytes))
-            text = (
-                f"{self.source} was cut off in the middle of {transfer.item.key!r}: "
-                f"{transfer.filled} of {transfer.nbytes} bytes came"
-            )
-            self._inbox().fail(transfer.item.step_id, WorkerLost(text, worker=self.source))
+            self._give_up(transfer, f"{self.source} was cut off in the middle of {transfer.item.key!r}")
+
+    def look(self, now_s: float) -> None:
+        """Fails the steps of tensors of which nothing came for STALLED_S: a connection that broke and was made again
+        has lost what was on it."""
+        with self._lock:
+            gone = [n for n, t in self._transfers.items() if now_s - t.last_s > STALLED_S]
+            found = [self._transfers.pop(n) for n in gone]
+        for transfer in found:
+            self._give_up(transfer, f"{self.source} stopped in the middle of {transfer.item.key!r} {STALLED_S:g} s ago")
+
+    def _give_up(self, transfer: _Transfer, what: str) -> None:
+        self.account.free(charge(transfer.nbytes))
+        text = f"{what}: {transfer.filled} of {transfer.nbytes} bytes came"
+        self._inbox().fail(transfer.item.step_id, WorkerLost(text, worker=self.source))
 
     @property
     def transfers(self) -> int:

@@ -25,6 +25,8 @@ log = logging.getLogger("nbflow.dataplane")
 
 # A message that has grown to this is sent, whatever else is to come.
 BATCH_BYTES = 128 * 1024
+# A tensor that waits for credit says so again after this long.
+TELL_AGAIN_S = 1.0
 # How long credit and the like wait for a peer that takes nothing.
 CONTROL_TIMEOUT_S = 0.5
 
@@ -87,7 +89,7 @@ class PeerOutbox:
         self._waiting: Counter[str] = Counter()  # steps with programs that have nothing to do -> how many
         self._aborted: OrderedDict[str, BaseException] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._stalled: dict[str, list[tuple[str, str]]] = {}  # step -> (task, key) held back over there
+        self._stalled: dict[str, dict[tuple[str, str], None]] = {}  # step -> (task, key) held back over there
         self._on_end: Callable[[str], None] = _nothing
 
     def _new(self, task: str, endpoint: Endpoint) -> _Peer:
@@ -205,7 +207,9 @@ class PeerOutbox:
                 peer.blocked.pop(ticket, None)
 
     def _has_credit(self, peer: _Peer, ticket: tuple[str, str], counted: int, news: int) -> bool:
-        """Waits for news. False: there was some, and not enough: the peer must be told again that this waits."""
+        """Waits for news. False: there was some, and not enough, or none for long: the peer must be told again that
+        this waits, and telling it finds out whether it is still there."""
+        end = time.monotonic() + TELL_AGAIN_S
         with peer.changed:
             while True:
                 error = self._aborted.get(ticket[0])
@@ -215,7 +219,7 @@ class PeerOutbox:
                     raise WorkerLost(f"{peer.task} left the session while a tensor waited for it", worker=peer.task)
                 if peer.window.take(counted, granted=peer.blocked.get(ticket, False)):
                     return True
-                if peer.window.news != news:
+                if peer.window.news != news or time.monotonic() > end:
                     return False
                 peer.changed.wait(LOOK_S)
 
@@ -244,7 +248,7 @@ class PeerOutbox:
             with self._lock:
                 due = key.step_id in self._waiting or key.step_id in self._ended or key.step_id in self._aborted
                 if not due:
-                    self._stalled.setdefault(key.step_id, []).append((task, key.key))
+                    self._stalled.setdefault(key.step_id, {})[task, key.key] = None
             if due:
                 self._grant(key.step_id, [(task, key.key)])
 

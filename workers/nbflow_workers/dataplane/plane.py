@@ -9,8 +9,9 @@ from __future__ import annotations
 import hmac
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import zmq
@@ -29,6 +30,9 @@ from nbflow_workers.proto import worker_pb2 as pb
 from nbflow_workers.security import is_loopback
 
 log = logging.getLogger("nbflow.dataplane")
+
+# How often transfers that stand still are looked for.
+LOOK_AT_TRANSFERS_S = 5.0
 
 
 class PeerDataPlane:
@@ -146,14 +150,28 @@ class PeerDataPlane:
         self._jobs.put(job)
 
     def _reply(self) -> None:
+        next_look = time.monotonic() + LOOK_AT_TRANSFERS_S
         while True:
-            job = self._jobs.get()
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + LOOK_AT_TRANSFERS_S
+                self._look()
+            try:
+                job = self._jobs.get(timeout=next_look - now)
+            except Empty:
+                continue
             if job is None:
                 return
             try:
                 job()
             except Exception:
                 log.exception("a peer could not be told something")
+
+    def _look(self) -> None:
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.look(time.monotonic())
 
 
 class _Session:
@@ -223,6 +241,11 @@ class _Session:
         for arrivals in list(self._arrivals.values()):
             if arrivals.transfers:
                 arrivals.end(step_id)
+
+    def look(self, now_s: float) -> None:
+        for arrivals in list(self._arrivals.values()):
+            if arrivals.transfers:
+                arrivals.look(now_s)
 
     def held(self) -> int:
         return sum(a.account.held() for a in list(self._arrivals.values()))
