@@ -1,10 +1,10 @@
-"""What is known of each op, found by trying: the rows of `tests/cases*.py` in every dtype, and nbflow.onnx's rules."""
+"""What is known of each op, found by trying: the table of cases in every dtype, and nbflow.onnx's rules."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from nbflow.ops import placeholder
 from nbflow.ops._build import build_node
 from nbflow.spec import BFLOAT16, TensorSpec, kind_of
 from nbflow.testing import Evaluator
+from nbflow.testing.cases import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {
@@ -53,15 +54,10 @@ class Facts:
 
 def all_facts() -> dict[str, Facts]:
     rows: dict[str, list[Any]] = {}
-    for case in _cases():
+    for case in ROWS:
         rows.setdefault(case.op, []).append(case)
     matrix = _matrix()
     return {name: _facts(name, rows.get(name, []), name in matrix) for name in ops.registered()}
-
-
-def _cases() -> Iterator[Any]:
-    for path in sorted((ROOT / "tests").glob("cases*.py")):
-        yield from importlib.import_module(f"tests.{path.stem}").OPS
 
 
 def _matrix() -> set[str]:

@@ -21,10 +21,8 @@ from nbflow.backends.numpy import NumpyBackend, half
 from nbflow.errors import DTypeError, NbflowError, OpError
 from nbflow.graph import Graph, Node
 from nbflow.spec import BFLOAT16, FLOAT32, as_dtype, float_info, is_half, kind_of
-from nbflow.testing import Evaluator, evaluate
-from tests import cases
-from tests.cases import Case
-from tests.unit.test_ops_cases import ROWS, ids
+from nbflow.testing import Evaluator, cases, evaluate
+from nbflow.testing.cases import ROWS, Case, ids
 
 NAMES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),

@@ -19,9 +19,9 @@ from nbflow import op
 from nbflow.graph import Graph
 from nbflow.spec import kind_of
 from nbflow.testing import check_gradients, evaluate
+from nbflow.testing.cases import ROWS as CASES
+from nbflow.testing.cases import build
 from tests.gradient_rows import GROUPS, Row, both_signs, reals
-from tests.unit.test_ops_cases import ROWS as CASES
-from tests.unit.test_ops_cases import build
 
 A = np.ndarray[Any, Any]
 

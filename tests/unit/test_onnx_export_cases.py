@@ -21,8 +21,7 @@ from nbflow.ops import placeholder
 from nbflow.ops._build import convert
 from nbflow.spec import kind_of
 from nbflow.testing import Evaluator
-from tests.cases import NOT_COMPUTED, Case
-from tests.unit.test_ops_cases import ROWS, ids
+from nbflow.testing.cases import NOT_COMPUTED, ROWS, Case, ids
 
 Array = np.ndarray[Any, Any]
 

@@ -12,7 +12,7 @@ from nbflow.errors import DTypeError, ShapeError
 from nbflow.graph import Graph, Node, Tensor
 from nbflow.op import registered
 from nbflow.spec import TensorSpec, spec
-from tests.unit.test_ops_cases import ROWS, build
+from nbflow.testing.cases import ROWS, build
 
 # What stands in the place of an input, one at a time. Shapes that fit little: large primes, many dimensions, few.
 WRONG: tuple[TensorSpec, ...] = (

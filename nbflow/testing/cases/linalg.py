@@ -1,4 +1,4 @@
-"""Rows of the families of linear algebra, searching and sets, and the parts of numbers; see `cases.py`."""
+"""Rows of the families of linear algebra, searching and sets, and the parts of numbers; see `case.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 import nbflow as nf
 from nbflow.graph import Tensor
-from tests.cases import Case, b, f, i
+from nbflow.testing.cases.case import Case, b, f, i
 
 OPS: list[Case] = []
 

@@ -1,63 +1,17 @@
-"""One table of cases drives the op tests: value, shape rule, gradient, `out=`, aliasing, and later every other backend.
-
-`OPS` holds the rows of the core families; `cases_nn.OPS` those of `nf.nn`, `nf.random` and state. A registered op
-without a row fails `test_ops_cases.py`.
-"""
+"""Rows of the core families: elementwise, creation, manipulation, indexing, reduction, sorting, products."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 import nbflow as nf
-from nbflow.graph import Tensor
 from nbflow.ops._build import build
 from nbflow.ops.shape import sum_to_shape
-
-Array = Any
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of one op.
-
-    - `op`: the registered op that the row is about; `build` makes it (and perhaps others) from placeholders.
-    - `inputs`: arrays, fed. `expect`: the same in numpy; None: the value is checked elsewhere (say where in `note`).
-    - `differentiable`: orders checked by check_gradients (0: none).
-    - `dynamic`: also build with unknown dimensions, and with unknown rank (`unranked`), and expect the same value.
-    - `rtol`: relative error allowed; None: that of the dtype.
-    """
-
-    op: str
-    build: Callable[..., Any]
-    inputs: tuple[Array, ...]
-    expect: Callable[..., Any] | None
-    differentiable: int = 0
-    dynamic: bool = True
-    unranked: bool = True
-    rtol: float | None = None
-    note: str = ""
-    stateful: bool = field(default=False)
-
-
-def f(*shape: int, low: float = -2.0, high: float = 2.0, dtype: str = "float64", seed: int = 0) -> np.ndarray:
-    """Reals in [low, high], no two alike."""
-    return np.random.default_rng([seed, *shape]).uniform(low, high, shape).astype(dtype)
-
-
-def i(*shape: int, low: int = -5, high: int = 6, dtype: str = "int64", seed: int = 0) -> np.ndarray:
-    """Integers in [low, high)."""
-    return np.random.default_rng([seed, *shape]).integers(low, high, shape).astype(dtype)
-
-
-def b(*shape: int, seed: int = 0) -> np.ndarray:
-    """Booleans."""
-    return i(*shape, low=0, high=2, seed=seed).astype(bool)
-
+from nbflow.testing.cases.case import Array, Case, b, f, i
 
 OPS: list[Case] = []
 
@@ -479,17 +433,3 @@ row("matmul", lambda x, y: nf.tensordot(x, y, axes=((0, -1), (1, 0))), [f(2, 3, 
     lambda x, y: np.tensordot(x, y, ((0, 2), (1, 0))), differentiable=2, unranked=False)  # fmt: skip
 row("matmul", lambda x, y: nf.tensordot(x, y, axes=0), [f(2), f(3)], lambda x, y: np.tensordot(x, y, 0),
     differentiable=2, unranked=False)  # fmt: skip
-
-# Ops that no backend computes, and why.
-NOT_COMPUTED = {
-    "argument": "given by the op that runs the body",
-    "cond": "run by programs (nbflow/flow.py); see test_control_flow.py",
-    "loop": "run by programs (nbflow/flow.py); see test_control_flow.py",
-    "placeholder": "always fed",
-    "send": "the executor moves the tensor",
-    "recv": "the executor waits for the tensor",
-}
-# Computed, but without an output to compare.
-NO_VALUE = {"group": "joins control inputs; see test_ops.py"}
-
-__all__ = ["NOT_COMPUTED", "NO_VALUE", "OPS", "Case", "Tensor", "b", "f", "i", "row"]

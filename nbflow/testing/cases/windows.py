@@ -1,4 +1,4 @@
-"""Rows of convolution and pooling over one, two and three dimensions, by their definitions in loops; see `cases.py`."""
+"""Rows of convolution and pooling over one, two and three dimensions, by their definitions in loops; see `case.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 import nbflow as nf
 from nbflow.ops._build import build
-from tests.cases import Case, f, i
+from nbflow.testing.cases.case import Case, f, i
 
 A = np.ndarray[Any, Any]
 

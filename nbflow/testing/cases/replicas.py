@@ -9,7 +9,7 @@ import numpy as np
 import nbflow as nf
 from nbflow.graph import Tensor
 from nbflow.ops._build import build_node, convert
-from tests.cases import Case, f
+from nbflow.testing.cases.case import Case, f
 
 OPS: list[Case] = []
 

@@ -1,4 +1,4 @@
-"""Rows of activations and normalisations made of other ops; see `cases.py`."""
+"""Rows of activations and normalisations made of other ops; see `case.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import nbflow as nf
-from tests.cases import Case, f
+from nbflow.testing.cases.case import Case, f
 
 A = np.ndarray[Any, Any]
 

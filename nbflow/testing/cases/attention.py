@@ -1,4 +1,4 @@
-"""Rows of attention and rotary positions, by loops over queries; see `cases.py`."""
+"""Rows of attention and rotary positions, by loops over queries; see `case.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import nbflow as nf
-from tests.cases import Case, b, f, i
+from nbflow.testing.cases.case import Case, b, f, i
 
 A = np.ndarray[Any, Any]
 

@@ -1,4 +1,4 @@
-"""Rows of `nf.nn`, `nf.random`, variables, optimizer updates and datasets; the format is that of `tests/cases.py`."""
+"""Rows of `nf.nn`, `nf.random`, variables, optimizer updates and datasets; see `case.py`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nbflow.backends.numpy.random import normals, uniforms, words
 from nbflow.graph import Node, Tensor
 from nbflow.ops._build import build, build_node
 from nbflow.state import StateStore
+from nbflow.testing.cases.case import Case, f, i
 from nbflow.variable import Variable
-from tests.cases import Case, f, i
 
 A = np.ndarray[Any, Any]
 

@@ -1,4 +1,4 @@
-"""Rows of `nf.einsum` and of the functions that other ops make up; see `cases.py`."""
+"""Rows of `nf.einsum` and of the functions that other ops make up; see `case.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 import nbflow as nf
 from nbflow.ops import ragged
-from tests.cases import Case, b, f, i
+from nbflow.testing.cases.case import Case, b, f, i
 
 OPS: list[Case] = []
 

@@ -1,4 +1,4 @@
-"""Rows of boxes, grids and patches, by loops; ONNX's own cases run in the suite of `nf.onnx`. See `cases.py`."""
+"""Rows of boxes, grids and patches, by loops; ONNX's own cases run in the suite of `nf.onnx`. See `case.py`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 import nbflow as nf
 from nbflow.ops._build import build
-from tests.cases import Case, f
-from tests.cases_windows import first, windows
+from nbflow.testing.cases.case import Case, f
+from nbflow.testing.cases.windows import first, windows
 
 A = np.ndarray[Any, Any]
 

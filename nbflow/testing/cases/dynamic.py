@@ -1,4 +1,4 @@
-"""Rows of the ops whose attributes come as tensors, and of those that index as ONNX does. See `cases.py`."""
+"""Rows of the ops whose attributes come as tensors, and of those that index as ONNX does. See `case.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 import nbflow as nf
 from nbflow.ops._build import build
-from tests.cases import Case, b, f, i
+from nbflow.testing.cases.case import Case, b, f, i
 
 OPS: list[Case] = []
 

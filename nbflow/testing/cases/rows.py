@@ -1,5 +1,5 @@
 """Rows of ops that work on some rows of a tensor or variable, of recomputing, and of products for gradients; a part of
-the table in `cases.py`."""
+the whole table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import nbflow as nf
 from nbflow.graph import Node, Tensor
 from nbflow.ops._build import build, build_node
+from nbflow.testing.cases.case import Case, f
 from nbflow.variable import Variable
-from tests.cases import Case, f
 
 A = np.ndarray[Any, Any]
 OPS: list[Case] = []

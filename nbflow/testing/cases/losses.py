@@ -1,4 +1,4 @@
-"""Rows of losses; see `cases.py`. Those of older ones are in `cases_nn.py` and `test_nn_more.py`."""
+"""Rows of losses; see `case.py`. Those of older ones are in `nn.py` and `test_nn_more.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import nbflow as nf
-from tests.cases import Case, b, f, i
+from nbflow.testing.cases.case import Case, b, f, i
 
 A = np.ndarray[Any, Any]
 
