@@ -18,8 +18,7 @@ from nbflow.inprocess import InProcessCluster
 from nbflow.machines import MACHINES, Machine, parse_machine
 from nbflow.op import Cost
 from nbflow.spec import spec_of
-from tests.cases import Case
-from tests.unit.test_ops_cases import ROWS, build, ids
+from nbflow.testing.cases import ROWS, Case, build, ids
 
 
 @pytest.mark.parametrize("case", ROWS, ids=ids(ROWS))

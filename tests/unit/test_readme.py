@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -16,6 +18,12 @@ def test_the_first_notebook_is_the_example() -> None:
     cells = ["".join(cell["source"]).strip() for cell in notebook["cells"] if cell["cell_type"] == "code"]
     (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert block.strip() == "\n\n".join(cells)
+
+
+def test_the_status_table_is_up_to_date() -> None:
+    script = ROOT / "scripts" / "status-table"
+    made = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stderr
 
 
 def test_pictures_are_sharp_and_small() -> None:

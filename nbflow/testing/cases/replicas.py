@@ -1,4 +1,4 @@
-"""Rows for the ops by which replicas meet; see `tests/cases.py`."""
+"""Rows for the ops by which replicas meet; see `case.py`."""
 
 from __future__ import annotations
 
