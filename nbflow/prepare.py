@@ -83,14 +83,14 @@ def prepare(
     setting: Setting,
     *,
     session: str,
-    replica: int | None = None,
+    role: parallel.Role = parallel.ALL,
 ) -> Prepared:
-    """A run of `leaves` of `graph`, placed, cut and compiled. `replica`: only this one of an asynchronous strategy.
+    """A run of `leaves` of `graph`, placed, cut and compiled. `role`: only this part of a strategy.
 
     Raises GraphError and its kinds: what is stale, not fed, of a wrong shape, or cannot be placed.
     """
     pruned = prune(graph, leaves, feeds)
-    expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), setting.devices, replica)
+    expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), setting.devices, role)
     optimized = optimize(expanded.graph, _expanded(expanded, pruned, leaves), setting.passes, evaluate)
     ready = optimized.graph
     check_graph(ready)

@@ -21,6 +21,7 @@ from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.optimize import Report, chosen
 from nbflow.optimize.settings import Choice, parse
+from nbflow.parallel import ALL, Role
 from nbflow.placement import HOLDERS, Placed
 from nbflow.prepare import Prepared, Setting, optimization, prepare, preview, state_key
 from nbflow.rewrite import assignments, feed_name
@@ -227,20 +228,18 @@ class Session:
 
     # --- preparing -------------------------------------------------------------------------------------------------
 
-    def prepare(
-        self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], *, replica: int | None = None
-    ) -> Prepared:
+    def prepare(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], *, role: Role = ALL) -> Prepared:
         """Everything before the first step: placed, cut, compiled, registered, variables initialised. Cached.
 
-        `replica`: prepare only this replica of an asynchronous strategy.
+        `role`: only this part of a strategy whose replicas drive their own steps.
         """
         with self._lock:
             self._check_leaves([*leaves, *feeds])
             self._refresh()
-            key = self._key(leaves, feeds, replica)
+            key = self._key(leaves, feeds, role)
             found = self._cache.get(key)
             if found is None:
-                found = prepare(self.graph, leaves, feeds, self._setting(), session=self.id, replica=replica)
+                found = prepare(self.graph, leaves, feeds, self._setting(), session=self.id, role=role)
                 self._cache[key] = found
                 while len(self._cache) > CACHED:
                     self._cache.popitem(last=False)
@@ -249,10 +248,10 @@ class Session:
             self._initialise(found)
             return found
 
-    def _key(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], replica: int | None) -> Any:
+    def _key(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], role: Role) -> Any:
         fetched = tuple((id(leaf), -1) if isinstance(leaf, Node) else (id(leaf.node), leaf.index) for leaf in leaves)
         fed = frozenset((id(t.node), t.index, spec) for t, spec in feeds.items())
-        return fetched, fed, self.graph.version, self.graph.seed, self._cluster_id, replica, self.passes
+        return fetched, fed, self.graph.version, self.graph.seed, self._cluster_id, role, self.passes
 
     def _check_leaves(self, leaves: Sequence[Leaf]) -> None:
         if self._closed:

@@ -1,6 +1,7 @@
 """Strategies: rewrites of the graph, one a file. The user writes the model once, on one device."""
 
-from nbflow.parallel.base import Expanded, Strategy, strategy_of
-from nbflow.parallel.data_parallel import DataParallel, expand
+from nbflow.parallel.base import ALL, Expanded, Role, Strategy, strategy_of
+from nbflow.parallel.data_parallel import DataParallel
+from nbflow.parallel.expand import expand, read_strategy
 
-__all__ = ["DataParallel", "Expanded", "Strategy", "expand", "strategy_of"]
+__all__ = ["ALL", "DataParallel", "Expanded", "Role", "Strategy", "expand", "read_strategy", "strategy_of"]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
-from nbflow.graph import Graph, Node
+from nbflow.device import DeviceSpec
+from nbflow.graph import Graph, Node, Tensor, ancestors, topological
 from nbflow.op import AttrValue
 from nbflow.rewrite import TensorMap
-
-
-class Strategy(Protocol):
-    """How a training step is spread over workers. It travels as an attribute of the step's node."""
-
-    def to_attrs(self) -> tuple[AttrValue, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +26,66 @@ class Expanded:
     prefer: Mapping[str, str] = field(default_factory=dict)
     replicas: tuple[str, ...] = ()
 
+    @staticmethod
+    def unchanged(graph: Graph, prefer: Mapping[str, str] | None = None) -> Expanded:
+        """`graph` as it is."""
+        tensors = {(n.name, t.index): t for n in graph.nodes.values() for t in n.outputs}
+        return Expanded(graph, tensors, graph.nodes, prefer or {})
+
 
 def strategy_of(node: Node) -> tuple[AttrValue, ...]:
     """The strategy attribute of a training step's node; empty for any other node."""
     found = node.attrs.get("strategy", ())
     return found if isinstance(found, tuple) else ()
+
+
+RoleKind = Literal["all", "replica", "chief", "open", "leave", "close"]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Which part of a strategy a run is prepared for, where replicas drive their own steps.
+
+    `all`: one graph, as for `nf.run`. `replica`: the steps of replica `index`. `chief`: the updates that the replicas'
+    gradients make together. `open`, `leave` (replica `index`), `close`: what is said to the coordinator before and
+    after.
+    """
+
+    kind: RoleKind = "all"
+    index: int = 0
+
+
+ALL = Role()
+
+
+class Strategy(Protocol):
+    """How a training step is spread over workers. It travels as an attribute of the step's node."""
+
+    @property
+    def separate(self) -> bool:
+        """Whether each replica drives its own steps."""
+        ...
+
+    def to_attrs(self) -> tuple[AttrValue, ...]: ...
+
+    def replica_devices(self, available: Sequence[DeviceSpec]) -> list[DeviceSpec]:
+        """The device of each replica."""
+        ...
+
+    def expand(
+        self,
+        graph: Graph,
+        step: Node,
+        fetches: Sequence[Node | Tensor],
+        available: Sequence[DeviceSpec],
+        role: Role = ALL,
+    ) -> Expanded:
+        """`graph`, pruned for `fetches` among which `step` is, as the strategy wants it."""
+        ...
+
+
+def keep_only(graph: Graph, wanted: Sequence[Node]) -> None:
+    """Removes from `graph` what none of `wanted` needs, and puts the rest in an order from inputs to users."""
+    kept = topological(ancestors(wanted))
+    graph.nodes.clear()
+    graph.nodes.update({n.name: n for n in kept})

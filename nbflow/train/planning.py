@@ -9,25 +9,33 @@ from typing import Any
 from nbflow.device import parse_device
 from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor
-from nbflow.parallel import DataParallel, strategy_of
+from nbflow.parallel import ALL, DataParallel, Role, read_strategy, strategy_of
 from nbflow.prepare import Prepared
 from nbflow.session import Session
 from nbflow.structure import Leaf, flatten
 from nbflow.train.keeping import shared_out
 from nbflow.transport import Loop, MetricSource
 
+# The length of a loop that ends when others do.
+ENDLESS = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """One loop of a run and the task that leads it.
 
-    `weight`: how many global steps one of its steps counts for. `plans` keeps what it runs registered.
+    `weight`: how many global steps one of its steps counts for. `plans` keeps what it runs registered. `opening` runs
+    before each stretch of the run. `counts`: its steps are steps of the run; otherwise it only gives to those, and
+    ends when they have. `spare`: how many of those that give to it may be lost.
     """
 
     loop: Loop
     leader: str
     weight: int
     plans: tuple[Prepared, ...]
+    opening: Prepared | None = None
+    counts: bool = True
+    spare: int = 0
 
     @property
     def last(self) -> int:
@@ -60,51 +68,85 @@ def plan_loops(
     stop_on_nan: bool,
     done: Sequence[int],
 ) -> list[Member]:
-    """One loop for synchronous training, one a replica for asynchronous. `done`: the steps that loops made before."""
-    strategy = strategy_of(step)
+    """One loop for synchronous training, one a replica for asynchronous; with backups one that counts, the chief's,
+    and one a replica beside it. `done`: the steps that loops made before."""
+    strategy = read_strategy(strategy_of(step))
     replicas = 1
-    asynchronous = bool(strategy) and not DataParallel.from_attrs(strategy).sync
-    if asynchronous:
-        available = [i.spec for i in session.cluster.devices()]
-        replicas = max(1, len(DataParallel.from_attrs(strategy).replica_devices(available)))
+    if strategy is not None and strategy.separate:
+        replicas = max(1, len(strategy.replica_devices([i.spec for i in session.cluster.devices()])))
+    common = Loop(run_id, run_id, {}, {}, (), 1, steps, every, stop_on_nan)
+    if replicas > 1 and isinstance(strategy, DataParallel) and strategy.backup:
+        return _with_backups(session, step, metrics, common, replicas, strategy.needed(replicas), done)
+    paced = replicas > 1 and isinstance(strategy, DataParallel) and strategy.staleness is not None
     members = []
     loops = min(replicas, steps)
     done = shared_out(done, loops, steps)
     for index in range(loops):
-        chosen = index if asynchronous else None
-        plain = session.prepare([step], {}, replica=chosen)
-        leaves: list[Leaf] = [step, *metrics.values()]
-        report = session.prepare(leaves, {}, replica=chosen) if metrics else plain
-        members.append(
-            _member(
-                plain,
-                report,
-                list(metrics),
-                Loop(
-                    id=f"{run_id}-{index}",
-                    run=run_id,
-                    step=plain.bundle_ids,
-                    report=report.bundle_ids,
-                    metrics=(),
-                    first=done[index] + 1,
-                    steps=max(0, steps // replicas + (index < steps % replicas) - done[index]),
-                    every=max(1, every // replicas),
-                    stop_on_nan=stop_on_nan,
-                    replica=f"replica_{index}" if asynchronous and replicas > 1 else "",
-                ),
-                replicas,
-                index,
-            )
-        )
-    session.last = report
+        role = Role("replica", index) if replicas > 1 else ALL
+        name = f"replica_{index}" if replicas > 1 else ""
+        share = max(0, steps // replicas + (index < steps % replicas) - done[index])
+        loop = replace(common, id=f"{run_id}-{index}", first=done[index] + 1, steps=share, replica=name)
+        member = _member(session, step, metrics, replace(loop, every=max(1, every // replicas)), role, replicas)
+        members.append(_paced(session, step, member, index) if paced else member)
     return members
 
 
-def _member(plain: Prepared, report: Prepared, names: Sequence[str], loop: Loop, replicas: int, index: int) -> Member:
+def _paced(session: Session, step: Node, member: Member, index: int) -> Member:
+    """`member`, which tells the others when it has ended."""
+    opening = session.prepare([step], {}, role=Role("open"))
+    leave = session.prepare([step], {}, role=Role("leave", index))
+    loop = replace(member.loop, finish=leave.bundle_ids)
+    return replace(member, loop=loop, plans=(*member.plans, leave), opening=opening if index == 0 else None)
+
+
+def _with_backups(
+    session: Session,
+    step: Node,
+    metrics: Mapping[str, Tensor],
+    common: Loop,
+    replicas: int,
+    needed: int,
+    done: Sequence[int],
+) -> list[Member]:
+    opening = session.prepare([step], {}, role=Role("open"))
+    close = session.prepare([step], {}, role=Role("close"))
+    (made,) = shared_out(done, 1, common.steps)
+    loop = replace(common, id=f"{common.run}-chief", first=made + 1, steps=common.steps - made)
+    chief = _member(session, step, metrics, replace(loop, finish=close.bundle_ids), Role("chief"), 1)
+    members = [replace(chief, opening=opening, plans=(*chief.plans, close), spare=replicas - needed)]
+    leaves: list[Leaf] = [step, *metrics.values()]
+    for index in range(replicas):
+        gives = session.prepare(leaves, {}, role=Role("replica", index))
+        leave = session.prepare([step], {}, role=Role("leave", index))
+        loop = Loop(
+            f"{common.run}-{index}",
+            common.run,
+            gives.bundle_ids,
+            gives.bundle_ids,
+            (),
+            first=1,
+            steps=ENDLESS,
+            every=ENDLESS,
+            replica=f"replica_{index}",
+            finish=leave.bundle_ids,
+        )
+        members.append(Member(loop, _leader(gives, index), 1, (gives, leave), counts=False))
+    return members
+
+
+def _member(session: Session, step: Node, metrics: Mapping[str, Tensor], loop: Loop, role: Role, weight: int) -> Member:
+    """The member that makes the steps of `role`, whose reports fetch `metrics`."""
+    plain = session.prepare([step], {}, role=role)
+    leaves: list[Leaf] = [step, *metrics.values()]
+    report = session.last = session.prepare(leaves, {}, role=role) if metrics else plain
     sources = [s for s in report.sources[1:] if s is not None]
-    metrics = tuple(MetricSource(n, s.task, s.name) for n, s in zip(names, sources, strict=True))
+    found = tuple(MetricSource(n, s.task, s.name) for n, s in zip(metrics, sources, strict=True))
+    loop = replace(loop, step=plain.bundle_ids, report=report.bundle_ids, metrics=found)
+    return Member(loop, _leader(plain, role.index), weight, (plain, report))
+
+
+def _leader(plain: Prepared, index: int) -> str:
+    """The task that drives a loop: that of its replica where there is one, for it is the one that must not wait."""
     tasks = [parse_device(d).task_name for d in plain.replicas]
     leader = tasks[min(index, len(tasks) - 1)] if tasks else next(iter(plain.bundles))
-    if leader not in plain.bundles:
-        leader = next(iter(plain.bundles))
-    return Member(replace(loop, metrics=metrics), leader, replicas, (plain, report))
+    return leader if leader in plain.bundles else next(iter(plain.bundles))

@@ -48,7 +48,7 @@ class Run:
     ) -> None:
         self.id = run_id
         self.metric_names = tuple(names)
-        self.steps = sum(m.last for m in members)
+        self.steps = sum(m.last for m in members if m.counts)
         self.status = "starting"
         self.detail = ""
         self.error: NbflowError | None = None
@@ -64,6 +64,7 @@ class Run:
         self._resting = False  # paused between two stretches
         self._saves: list[Path] = []
         self._saved_step = -1
+        self._lost: set[str] = set()  # workers that the run goes on without
         self._asked: set[LoopAction] = set()
         self._emitter = Emitter()
         self._lock = threading.RLock()
@@ -78,7 +79,11 @@ class Run:
     def step(self) -> int:
         """Steps that are done, over all replicas."""
         with self._lock:
-            return sum(self._progress)
+            return sum(self._counted())
+
+    def _counted(self) -> list[int]:
+        """The steps done by each member whose steps count."""
+        return [done for done, m in zip(self._progress, self._members, strict=True) if m.counts]
 
     @property
     def history(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -172,10 +177,10 @@ class Run:
         except NbflowError as error:
             self._fail(error)
             return
-        for member in self._members:
-            if member.leader not in transports:
-                message = f"{member.leader}, which ran the training loop, has left the cluster"
-                self._fail(WorkerLost(message, worker=member.leader))
+        for leader in {m.leader for m in self._members}:
+            if leader not in transports:
+                message = f"{leader}, which ran the training loop, has left the cluster"
+                self._lose(leader, WorkerLost(message, worker=leader))
 
     def _control(self, action: LoopAction) -> None:
         with self._lock:  # noted first: a stretch that begins right now looks here
@@ -229,13 +234,17 @@ class Run:
             self._loops = {}
             for index, member in enumerate(self._members):
                 done = self._progress[index]
-                if done < member.last:
+                if done < member.last and member.leader not in self._lost:
                     loop = self._next_loop(member, done)
                     self._loops[loop.id] = (index, loop)
             self._stretch += 1
             begun = list(self._loops.values())
-        if not begun:
+        if not any(self._members[index].counts for index, _ in begun):
             self._end("done", f"it had made its {self.steps} steps before")
+            return
+        for member in self._members:
+            if member.opening is not None:
+                self._session.look(member.opening)
         for index, loop in begun:
             transports[self._members[index].leader].start_loop(loop)
         for action in ("cancel", "stop", "pause"):
@@ -245,7 +254,7 @@ class Run:
     def _next_loop(self, member: Member, done: int) -> Loop:
         if self._keeper is None:
             return member.loop
-        end = self._keeper.stretch_end(done, member.last, member.weight)
+        end = self._keeper.stretch_end(done, member.last, member.weight) if member.counts else member.last
         # A loop's id names its lane and its steps, which workers remember: never used twice.
         return replace(member.loop, id=f"{member.loop.id}.{self._stretch}", first=done + 1, steps=end - done)
 
@@ -266,7 +275,8 @@ class Run:
 
     def _between(self, keeper: Keeper) -> None:
         with self._lock:
-            states, loops = dict(self._states), dict(self._loops)
+            loops = {k: v for k, v in self._loops.items() if self._members[v[0]].counts}
+            states = {k: s for k, s in self._states.items() if k in loops}
         detail = next((s.detail for s in states.values() if s.detail), "")
         halted = any(s.status == "stopped" and s.detail for s in states.values())  # not a number: nothing to keep
         # What an interrupt cancelled may have been half made.
@@ -286,11 +296,12 @@ class Run:
             if self._resting:
                 self._say("paused", "")
             else:
+                self._send("stop")  # to a loop that is late, and would go on beside the next
                 self._begin_stretch()
 
     def _save(self, keeper: Keeper) -> None:
         known = bool(self._saves) and self._saved_step == self.step
-        self._saves.append(self._saves[-1] if known else keeper.save(self.step, self._progress))
+        self._saves.append(self._saves[-1] if known else keeper.save(self.step, self._counted()))
         self._saved_step = self.step
 
     def _on_event(self, event: Event) -> None:
@@ -303,7 +314,24 @@ class Run:
                 # What takes long before a step can begin, such as filling a shuffle buffer; the next report follows.
                 self._say(self.status, event.message)
             case WorkerState(state="lost"):
-                self._fail(WorkerLost(event.detail or f"{event.worker} was lost", worker=event.worker))
+                self._lose(event.worker, WorkerLost(event.detail or f"{event.worker} was lost", worker=event.worker))
+
+    def _lose(self, worker: str, error: WorkerLost) -> None:
+        """Goes on without `worker` where the run can, and fails where it cannot."""
+        with self._lock:
+            if worker in self._lost:
+                return
+            needed = any(worker == m.leader or worker in m.loop.step for m in self._members if m.counts)
+            givers = {m.leader for m in self._members if not m.counts}
+            spare = max((m.spare for m in self._members), default=0)
+            if needed or worker not in givers or len(self._lost) >= spare:
+                self._fail(error)
+                return
+            self._lost.add(worker)
+            for loop_id in [k for k, (index, _) in self._loops.items() if self._members[index].leader == worker]:
+                del self._loops[loop_id]
+                self._states.pop(loop_id, None)
+        self._say(self.status, f"going on without {worker}")
 
     def _on_metric(self, event: Metric) -> None:
         first = self._members[0].loop
@@ -321,13 +349,22 @@ class Run:
             if self.status in ENDED or event.loop not in self._loops:
                 return
             self._states[event.loop] = event
-            states = list(self._states.values())
             index = self._loops[event.loop][0]
             self._progress[index] = max(self._progress[index], event.step)
+            member = self._members[index]
+            # Nobody waits for the end of a loop that only gives to others: it may be stuck.
+            loops = [k for k, (number, _) in self._loops.items() if self._members[number].counts]
+            states = [self._states[k] for k in loops if k in self._states]
         if event.status == "failed":
-            self._fail(_as_error(detail))
+            error = _as_error(detail)
+            if isinstance(error, WorkerLost) and not member.counts:
+                self._lose(member.leader, error)
+            else:
+                self._fail(error)
             return
-        if len(states) == len(self._loops) and all(s.status in ENDED for s in states):
+        if not member.counts:
+            return
+        if len(states) == len(loops) and all(s.status in ENDED for s in states):
             if self._keeper is not None:
                 self._turn.set()
                 return
@@ -354,7 +391,7 @@ class Run:
 
     def _end(self, status: str, detail: str) -> None:
         self._say(status, detail)
-        self._members = [replace(m, plans=()) for m in self._members]  # the workers may free them
+        self._members = [replace(m, plans=(), opening=None) for m in self._members]  # the workers may free them
         self._keeper = None
         self._done.set()
         self._turn.set()

@@ -219,7 +219,7 @@ def test_what_cannot_be_trained_is_a_clear_error(graph: Graph) -> None:
     with pytest.raises(errors.GraphError, match="at least 1"):
         nf.train.run(step, steps=0, show=False)
     with pytest.raises(errors.GraphError, match="backup"):
-        nf.train.DataParallel(backup=1)
+        nf.train.DataParallel(backup=-1)
     with pytest.raises(errors.PlacementError):
         nf.train.DataParallel(workers="not a device")
 

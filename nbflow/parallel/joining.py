@@ -1,0 +1,52 @@
+"""How what the replicas of one graph compute becomes one: means in the order of the replicas, or concatenations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+
+from nbflow.graph import Node, Tensor
+from nbflow.ops import astype, constant, equal, weighted_sum, where
+from nbflow.ops.joining import concat
+from nbflow.parallel.compress import packed, unpacked
+from nbflow.parallel.replicate import Replication
+
+
+def join_all(replication: Replication, compress: str | None) -> None:
+    """Joins what crosses out of the replicas of `replication`, on the devices of the variables that it is for."""
+    shares = replication.weights() if len(replication.of_replica) > 1 else None
+    for tensor in replication.crossing():
+        parts = replication.parts(tensor)
+        found = parts[0] if len(parts) == 1 else _join(replication, tensor, parts, shares, compress)
+        replication.tensors[(tensor.node.name, tensor.index)] = found
+
+
+def _join(
+    replication: Replication, tensor: Tensor, parts: list[Tensor], shares: list[Tensor] | None, compress: str | None
+) -> Tensor:
+    home, how = replication.joining(tensor)
+    if how == "same":
+        return parts[0]
+    made = replication.made
+    with made.as_default(), made.name_scope("joined"), made.name_scope(tensor.node.name):
+        if home and compress:
+            parts = carried(parts, compress, replication.nodes[home])
+        with made.colocate_with(replication.nodes[home]) if home else nullcontext():
+            if how == "rows":
+                return concat(parts, axis=0)
+            shares = shares or [constant(np.float64(1.0 / len(parts))) for _ in parts]
+            if how == "share":
+                return concat([share_of(p, w) for p, w in zip(parts, shares, strict=True)], axis=0)
+            return weighted_sum(parts, shares)
+
+
+def carried(parts: Sequence[Tensor], compress: str, home: Node) -> list[Tensor]:
+    """`parts` as they arrive at `home`, after travelling as `compress`."""
+    return [unpacked(packed(p, compress), p.dtype, home) for p in parts]
+
+
+def share_of(values: Tensor, weight: Tensor) -> Tensor:
+    """`weight` · `values`; zeros for a replica without rows, whose values may be NaN."""
+    return where(equal(weight, 0), 0, values * astype(weight, values.dtype))
