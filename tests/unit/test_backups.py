@@ -282,7 +282,7 @@ def test_too_many_backups_are_an_error(graph: Graph, workers: int, backup: int) 
 
 def test_what_does_not_go_together() -> None:
     for options in ({"backup": 1, "sync": False}, {"staleness": 1}, {"staleness": -1, "sync": False}, {"backup": 1.5}):
-        with pytest.raises(errors.GraphError, match="backup|staleness"):
+        with pytest.raises(errors.GraphError, match=r"backup|staleness"):
             nf.train.DataParallel(**options)
 
 
