@@ -153,13 +153,12 @@ class PeerDataPlane:
         next_look = time.monotonic() + LOOK_AT_TRANSFERS_S
         while True:
             now = time.monotonic()
-            if now >= next_look:
-                next_look = now + LOOK_AT_TRANSFERS_S
-                self._look()
             try:
-                job = self._jobs.get(timeout=next_look - now)
+                job = self._jobs.get(timeout=next_look - now) if now < next_look else self._look
             except Empty:
-                continue
+                job = self._look
+            if job == self._look:
+                next_look = time.monotonic() + LOOK_AT_TRANSFERS_S
             if job is None:
                 return
             try:
