@@ -178,3 +178,23 @@ def test_the_table_is_numpys() -> None:
     assert set(backend.table) == set(null.NUMPY)
     assert isinstance(backend.empty((100, 100), np.dtype("int8")), NullArray)
     assert backend.empty((3,), np.dtype("int8")).shape == (3,)
+
+
+def test_a_hundred_workers_in_one_process_make_a_step_together() -> None:
+    workers, ps = 100, 3
+    with nf.Graph().as_default():
+        updates = []
+        for number in range(ps):
+            with nf.device(f"/job:ps/task:{number}"):
+                part = nf.Variable(nf.constant(0.0), name=f"part_{number}")
+                value = part.read()
+            found = []
+            for worker in range(workers):
+                with nf.device(f"/job:worker/task:{worker}"):
+                    found.append(value + 1.0)
+            with nf.device(f"/job:ps/task:{number}"):
+                updates.append(part.assign_add(nf.add_n(found)))
+        with nf.Session(InProcessCluster(workers, ps, null="latency=1us")) as session:
+            # Scalars are really computed: every worker's number is in the sum.
+            assert {float(v) for v in session.run(updates)} == {100.0}
+            assert {float(v) for v in session.run(updates)} == {100.0 + 100 * 101.0}

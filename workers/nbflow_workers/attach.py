@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -30,6 +31,10 @@ class Problem:
     error: type[NbflowError]
 
 
+# Workers asked at once. With more, handshakes on a machine of few cores take each other's time until all are too late.
+AT_ONCE = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A worker that answered."""
@@ -41,14 +46,17 @@ class Found:
 def ask_all(addresses: Sequence[str], token: Token, ca: bytes, *, timeout_s: float) -> list[Found]:
     """Asks every worker who it is. Raises one WorkerError with a line per worker that cannot be attached."""
     answers: SimpleQueue[tuple[int, Found | Problem]] = SimpleQueue()
+    gate = threading.Semaphore(AT_ONCE)
+
+    def put(number: int, address: str) -> None:
+        with gate:
+            answers.put((number, ask(address, token, ca, timeout_s=SHARE * timeout_s)))
+
     # A name server that does not answer cannot be interrupted: such a thread is left behind, as a daemon.
     for number, address in enumerate(addresses):
-        threading.Thread(
-            target=lambda n=number, a=address: answers.put((n, ask(a, token, ca, timeout_s=SHARE * timeout_s))),
-            name=f"nbflow-attach-{number}",
-            daemon=True,
-        ).start()
-    deadline = time.monotonic() + timeout_s
+        name = f"nbflow-attach-{number}"
+        threading.Thread(target=put, args=(number, address), name=name, daemon=True).start()
+    deadline = time.monotonic() + timeout_s * math.ceil(len(addresses) / AT_ONCE)
     found: dict[int, Found | Problem] = {}
     while len(found) < len(addresses):
         try:
