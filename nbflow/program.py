@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nbflow import flow, numerics, passage
+from nbflow import calls, flow, numerics, passage
 from nbflow import op as ops
 from nbflow.backends.base import Backend, Context
 from nbflow.device import parse_device
@@ -100,7 +100,7 @@ class Program:
         self._backend = backend
         self._wiring = Wiring.of(plan)
         self._recvs = {str(i.attrs["key"]): n for n, i in enumerate(plan.instructions) if i.op == "recv"}
-        self._loose = _loose_slots(plan, body)
+        self._loose = calls.loose_slots(plan, body)
         self._arguments = tuple((int(f.name), f.slot) for f in plan.feeds) if body else ()
         self._results = tuple(f.slot for f in sorted(plan.fetches, key=lambda f: int(f.name))) if body else ()
         self._quick = frozenset(n for n, i in enumerate(plan.instructions) if passage.is_quick(i))
@@ -349,10 +349,10 @@ class Program:
         if not definition.elementwise and not definition.alias and self._loose.intersection(inputs):
             function = self._on_contiguous(function, [n for n, slot in enumerate(inputs) if slot in self._loose])
         if len(outputs) != 1:
-            return _call_many(function, inputs, outputs)
+            return calls.many(function, inputs, outputs)
         if instruction.buffer >= 0:
-            return _call_into(function, inputs, outputs[0], instruction.buffer)
-        return _call_one(function, inputs, outputs[0], definition.elementwise)
+            return calls.into(function, inputs, outputs[0], instruction.buffer)
+        return calls.one(function, inputs, outputs[0], definition.elementwise)
 
     def _on_contiguous(self, function: Callable[..., Any], positions: list[int]) -> Callable[..., Any]:
         """`function` with some inputs in canonical memory order, as they are after a transfer. The order of a sum, and
@@ -447,68 +447,3 @@ class Program:
             device=self.device,
             worker=self.task,
         )
-
-
-def _call_many(function: Callable[..., Any], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Runner:
-    def many(run: _Run) -> None:
-        slots = run.slots
-        values = function(*[slots[i] for i in inputs])
-        for slot, value in zip(outputs, values or (), strict=True):
-            slots[slot] = value
-
-    return many
-
-
-# Small models are mostly these few lines: with one or two inputs spelled out an op costs a third less.
-
-
-def _call_into(function: Callable[..., Any], inputs: tuple[int, ...], output: int, buffer: int) -> Runner:
-    if len(inputs) == 2:
-        a, b = inputs
-
-        def binary(run: _Run) -> None:
-            slots = run.slots
-            slots[output] = function(slots[a], slots[b], out=run.buffers[buffer])
-
-        return binary
-
-    def into(run: _Run) -> None:
-        slots = run.slots
-        slots[output] = function(*[slots[i] for i in inputs], out=run.buffers[buffer])
-
-    return into
-
-
-def _call_one(function: Callable[..., Any], inputs: tuple[int, ...], output: int, elementwise: bool) -> Runner:
-    if elementwise and len(inputs) == 2:
-        a, b = inputs
-
-        def binary(run: _Run) -> None:
-            slots = run.slots
-            slots[output] = function(slots[a], slots[b])
-
-        return binary
-
-    def one(run: _Run) -> None:
-        slots = run.slots
-        value = function(*[slots[i] for i in inputs])
-        # An op with any number of outputs (split into one part) returns a tuple even for one.
-        slots[output] = value[0] if type(value) is tuple else value
-
-    return one
-
-
-def _loose_slots(plan: Plan, body: bool) -> frozenset[int]:
-    """Slots whose values may not be in C order: views, what elementwise ops make of them, and results of ops that
-    return memory as they please."""
-    # Arguments of a body are rows of something, or values that never travelled.
-    loose: set[int] = {f.slot for f in plan.feeds} if body else set()
-    for ins in plan.instructions:
-        if ins.op in ("send", "recv", "copy"):
-            continue
-        definition = ops.get(ins.op)
-        if definition.stateful or ins.buffer >= 0:
-            continue
-        if definition.alias or not definition.out or (definition.elementwise and loose.intersection(ins.inputs)):
-            loose.update(ins.outputs)
-    return frozenset(loose)
