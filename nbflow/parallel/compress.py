@@ -1,7 +1,7 @@
 """Gradients that travel with fewer bits: cast where they were made, and back where they are joined.
 
 The sum is made in the gradient's own dtype, so each replica's gradient is rounded once, however many there are: a
-relative error of at most 2^-9 (bfloat16, 8 bits of precision) or 2^-11 (float16) of each number, where float16 also
+relative error of at most 2^-8 (bfloat16, 8 bits of precision) or 2^-11 (float16) of each number, where float16 also
 loses what is below 6e-8 or above 65504. It is rounded whether or not it crosses devices: results do not depend on the
 placement.
 """
