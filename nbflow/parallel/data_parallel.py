@@ -67,6 +67,8 @@ class DataParallel:
 
     @staticmethod
     def from_attrs(attrs: Sequence[AttrValue]) -> DataParallel:
+        if attrs[0] != KIND:
+            raise GraphError(f"the step's strategy is {attrs[0]!r}, not {KIND!r}")
         _, workers, ps, sync, *more = attrs
         backup, compress, bound = more or (0, "", None)
         return DataParallel(str(workers), str(ps) or None, bool(sync), int(backup), compress or None, bound)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nbflow.device import DeviceSpec
 from nbflow.errors import GraphError
@@ -12,9 +12,14 @@ from nbflow.parallel.base import ALL, Expanded, Role, Strategy, strategy_of
 from nbflow.parallel.data_parallel import KIND as DATA_PARALLEL
 from nbflow.parallel.data_parallel import DataParallel
 from nbflow.parallel.everywhere import spread_restores
+from nbflow.parallel.pipeline import KIND as PIPELINE
+from nbflow.parallel.pipeline import Pipeline
 
 # What a strategy's attribute begins with -> how it is read.
-_KINDS = {DATA_PARALLEL: DataParallel.from_attrs}
+_KINDS: dict[str, Callable[[Sequence[AttrValue]], Strategy]] = {
+    DATA_PARALLEL: DataParallel.from_attrs,
+    PIPELINE: Pipeline.from_attrs,
+}
 
 
 def read_strategy(attrs: Sequence[AttrValue]) -> Strategy | None:

@@ -79,6 +79,8 @@ class Replication:
         self.fetches = fetches
         self.replicas = replicas
         self.dealt = dealt
+        # Where a copied node of a replica goes; None: where the placer finds best.
+        self.device_of: Callable[[Node, int], DeviceSpec | None] = lambda node, index: replicas[index]
         self.made = new_like(graph)
         self.made.owner = step.owner  # what joins the replicas belongs to the cell of the step
         self.tensors: TensorMap = {}  # what stands for the original, outside the replicas
@@ -191,7 +193,9 @@ class Replication:
             # On the variable's device: a few rows travel to the replica, not the whole table.
             new.colocate = (new.inputs[0].node.inputs[0].node.name,)
         elif new.device.job is None:
-            new.device = self.replicas[index].merge(DeviceSpec(type=new.device.type, index=new.device.index))
+            place = self.device_of(old, index)
+            if place is not None:
+                new.device = place.merge(DeviceSpec(type=new.device.type, index=new.device.index))
         if new.op == "iterator":
             new.attrs["shared"] = old.name  # one place for all replicas, which saving and restoring know
         elif new.op == "iterator_next":
