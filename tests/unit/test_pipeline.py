@@ -128,7 +128,7 @@ def test_one_forward_one_backward(graph: Graph) -> None:
 
 def test_what_is_no_pipeline_is_an_error(graph: Graph) -> None:
     for options in ({"stages": ()}, {"stages": ("cpu:0",)}, {"microbatches": 0}):
-        with pytest.raises(errors.GraphError, match="stages|microbatches"):
+        with pytest.raises(errors.GraphError, match=r"stages|microbatches"):
             Pipeline(**options)
     cluster = InProcessCluster(1, 0)
     with nf.Session(cluster) as session:
