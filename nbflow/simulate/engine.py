@@ -71,7 +71,12 @@ class _Code:
             for before in task.quorum:
                 self.quorums.setdefault(before, []).append(index)
         self.ready = [i for i, n in enumerate(self.waits) if n == 0]
-        self.optional = [n in self.quorums for n in range(len(tasks))]
+        # Nobody waits for what leads to a quorum only: late replicas may never come to it.
+        self.optional = [False] * len(tasks)
+        for index in reversed(range(len(tasks))):
+            leads = self.followers[index]
+            whole = bool(leads) and all(self.optional[n] for n in leads)
+            self.optional[index] = self.kinds[index] != _SEND and (index in self.quorums or whole)
         self.left = self.optional.count(False)
 
 

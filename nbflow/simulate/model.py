@@ -104,18 +104,27 @@ def with_quorum(model: Model, need: int) -> Model:
 
 
 def _with_quorum(program: Program, devices: Mapping[str, int], need: int) -> Program:
+    owners = _owners(program, devices)
     tasks = []
-    for task in program.tasks:
-        found = [n for n in task.after if _replica_of(program.tasks[n], devices) >= 0]
-        if task.kind == "op" and len(found) > need:
+    for task, owner in zip(program.tasks, owners, strict=True):
+        found = [n for n in task.after if owners[n] >= 0]
+        if task.kind == "op" and owner < 0 and len(found) > need:
             rest = tuple(n for n in task.after if n not in set(found))
             task = replace(task, after=rest, quorum=tuple(found), need=need)  # noqa: PLW2901
         tasks.append(task)
     return replace(program, tasks=tuple(tasks))
 
 
-def _replica_of(task: Task, devices: Mapping[str, int]) -> int:
-    return devices.get(task.peer, -1) if task.kind == "recv" else -1
+def _owners(program: Program, devices: Mapping[str, int]) -> list[int]:
+    """For each task the replica whose tensor it takes, or that of all that it needs; -1 for none."""
+    owners: list[int] = []
+    for task in program.tasks:
+        if task.kind == "recv":
+            owners.append(devices.get(task.peer, -1))
+        else:
+            found = {owners[n] for n in task.after}
+            owners.append(found.pop() if task.kind == "op" and len(found) == 1 else -1)
+    return owners
 
 
 def fused(program: Program) -> Program:

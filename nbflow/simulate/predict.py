@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nbflow.cost import Times
 from nbflow.device import DeviceSpec, parse_device
@@ -14,6 +14,7 @@ from nbflow.graph import Node, Tensor, ancestors
 from nbflow.machines import Machine
 from nbflow.optimize import chosen, prune
 from nbflow.parallel import DataParallel, strategy_of
+from nbflow.parallel.data_parallel import KIND as DATA_PARALLEL
 from nbflow.prepare import Prepared, Setting, prepare
 from nbflow.simulate.engine import Control, Engine, Run
 from nbflow.simulate.model import Model, fuse, model_of, with_quorum
@@ -135,9 +136,7 @@ def model_for(
     plans = [plan for bundle in prepared.bundles.values() for plan in bundle.plans]
     model = model_of(plans, prepared.replicas, times, message_s=cluster.message_s)
     if replicas > few:
-        model = expand(
-            model, replicas, lambda node, device, copies: times.join_s(node, parse_device(device), few - 1, copies)
-        )
+        model = expand(model, replicas, lambda node, device, *how: times.join_s(node, parse_device(device), *how))
     return model, {p.task_name: machines[parse_device(p.device).job or ""] for p in model.programs}
 
 
@@ -147,9 +146,8 @@ def _prepare(step: Node, replicas: int, ps: int) -> tuple[str, str, Prepared]:
     feeds: dict[Tensor, TensorSpec] = {n.outputs[0]: n.outputs[0].spec for n in nodes if n.op == "placeholder"}
     pruned = prune(step.graph, [step], feeds)
     goal = pruned.nodes[step.name]
-    if not strategy_of(goal):
-        goal.attrs["strategy"] = DataParallel().to_attrs()
-    strategy = DataParallel.from_attrs(strategy_of(goal))
+    strategy = _synchronous(goal)
+    goal.attrs["strategy"] = strategy.to_attrs()
     workers_job = parse_device(strategy.workers).job or "worker"
     ps_job = parse_device(strategy.ps).job or "ps"
     infos = [DeviceInfo(DeviceSpec(workers_job, i, "null", 0)) for i in range(replicas)]
@@ -160,6 +158,21 @@ def _prepare(step: Node, replicas: int, ps: int) -> tuple[str, str, Prepared]:
     if not prepared.replicas:
         raise GraphError(f"the strategy of {step.name!r} finds no workers among {infos[0].spec}, …", where=step.where)
     return workers_job, ps_job, prepared
+
+
+def _synchronous(step: Node) -> DataParallel:
+    """The strategy whose plans are simulated. Backups are simulated by a quorum, whatever the plans of a run do."""
+    attrs = strategy_of(step)
+    if attrs and attrs[0] != DATA_PARALLEL:
+        raise GraphError(
+            f"{step.name!r} has the strategy {attrs[0]}; simulated are steps with DataParallel", where=step.where
+        )
+    strategy = DataParallel.from_attrs(attrs) if attrs else DataParallel()
+    if not strategy.sync:
+        raise GraphError(
+            f"{step.name!r} is asynchronous: simulated are steps that replicas make together", where=step.where
+        )
+    return replace(strategy, backup=0)
 
 
 def _prediction(run: Run, model: Model, workers: int, ps: int, backups: int, real: int) -> Prediction:

@@ -10,7 +10,7 @@ of the pattern waits for that of the copies too; an op that joins the replicas t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 from nbflow.device import parse_device
@@ -21,15 +21,15 @@ from nbflow.simulate.model import Model, Program, Task
 # step), and the two others are compared.
 REAL = 3
 
-# (name of an op, device, how many inputs of the pattern it has, how many copies of each there will be) -> seconds
-JoinS = Callable[[str, str, int], float]
+# (name of an op, device, names of the nodes whose tensors come from the pattern, how many copies of each) -> seconds
+JoinS = Callable[[str, str, Set[str], int], float]
 
 
 def expand(model: Model, replicas: int, join_s: JoinS) -> Model:
     """The model with `replicas` replicas, of at least as many as it has.
 
-    `join_s(node, device, copies)`: seconds of an op when each input that comes from the pattern comes from `copies`
-    replicas more. Raises GraphError when the last two replicas of the model differ.
+    `join_s`: seconds of an op when each input that comes from the pattern comes from more replicas. Raises GraphError
+    when the last two replicas of the model differ.
     """
     by_replica = {p.replica: p for p in model.programs if p.replica >= 0}
     last = model.replicas - 1
@@ -49,6 +49,18 @@ def expand(model: Model, replicas: int, join_s: JoinS) -> Model:
     return replace(model, programs=(*rest, pattern, *copies), replicas=replicas)
 
 
+def _belonging(program: Program, device: str, prefix: str) -> list[bool]:
+    """Which tasks are done for the replica on `device`: its sends and recvs, ops named after it, and those that need
+    nothing else (a gradient that is decompressed)."""
+    found: list[bool] = []
+    for task in program.tasks:
+        own = task.kind == "op" and (
+            task.node.startswith(prefix) or (bool(task.after) and all(found[n] for n in task.after))
+        )
+        found.append(own or task.peer == device)
+    return found
+
+
 def _shape(program: Program) -> list[tuple[str, float, float]]:
     return [(t.kind, t.seconds, t.nbytes) for t in program.tasks]
 
@@ -59,7 +71,7 @@ def _widened(
     """`program` with what it does for the pattern done for the copies too. Copies stand behind a row of such tasks, in
     the order of the replicas: as partition puts them."""
     mine = f"replica_{pattern.replica}/"
-    belongs = [t.peer == pattern.device or (t.kind == "op" and t.node.startswith(mine)) for t in program.tasks]
+    belongs = _belonging(program, pattern.device, mine)
     number: list[int] = []  # old task -> new one
     clones: dict[tuple[int, int], int] = {}  # (old task, replica) -> its copy
     made: list[Task] = []
@@ -88,7 +100,7 @@ def _widened(
             after += [clones[n, replica] for n in wide for replica in extra]
         seconds = task.seconds
         if wide and not belongs[index] and task.kind == "op":
-            seconds = join_s(task.node, program.device, len(extra))
+            seconds = join_s(task.node, program.device, {program.tasks[n].node for n in wide}, len(extra))
         number.append(len(made))
         made.append(replace(task, after=tuple(after), seconds=seconds))
     flush(row)

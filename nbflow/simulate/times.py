@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from nbflow.cost import CostModel, Times
@@ -51,12 +51,12 @@ class StepTimes:
     def nbytes(self, node: str, output: int) -> float:
         return nbytes_of([self._spec(node, output)])
 
-    def join_s(self, node: str, device: DeviceSpec, replica: int, copies: int) -> float:
-        """Seconds of an op each of whose inputs from `replica` comes from `copies` more replicas too."""
+    def join_s(self, node: str, device: DeviceSpec, sources: Set[str], copies: int) -> float:
+        """Seconds of an op that gets `copies` more of each input from one of `sources`."""
         known = self._graph.nodes[node]
         specs = [self._spec(t.node.name, t.index) for t in known.inputs]
-        mine = [s for s, t in zip(specs, known.inputs, strict=True) if t.node.name.startswith(f"replica_{replica}/")]
-        return self._seconds(known, [*specs, *mine * copies], device)
+        more = [s for s, t in zip(specs, known.inputs, strict=True) if t.node.name in sources]
+        return self._seconds(known, [*specs, *more * copies], device)
 
     def _seconds(self, node: Node, inputs: Sequence[TensorSpec], device: DeviceSpec) -> float:
         work = node.definition.cost(inputs, self._specs[node.name], node.attrs)

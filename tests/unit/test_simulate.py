@@ -187,7 +187,12 @@ def normalised() -> nf.Node:
     return nf.optim.SGD(0.1, momentum=0.9).minimize(nf.mean(x**2))
 
 
-@pytest.mark.parametrize("make", [mlp, embedding, normalised])
+def compressed() -> nf.Node:
+    loss = nf.mean(nf.layers.dense(nf.random.normal((32, 200)), 300) ** 2)
+    return nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel(compress="bfloat16"))
+
+
+@pytest.mark.parametrize("make", [mlp, embedding, normalised, compressed])
 @pytest.mark.parametrize("ps", [1, 3])
 def test_copies_of_a_real_program_give_what_real_plans_give(make: object, ps: int) -> None:
     with nf.Graph().as_default():
@@ -223,6 +228,16 @@ def test_variables_on_the_workers_have_no_pattern() -> None:
     assert model.replicas == 5
 
 
+def test_strategies_whose_steps_are_not_simulated_are_refused() -> None:
+    with nf.Graph().as_default():
+        loss = nf.mean(nf.layers.dense(nf.random.normal((8, 4)), 1) ** 2)
+        own = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel(sync=False))
+        backed = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel(backup=1))
+    with pytest.raises(GraphError, match="is asynchronous"):
+        simulate.predict(own, 2, DESCRIBED)
+    assert simulate.predict(backed, 2, DESCRIBED, ps=1).step_s > 0
+
+
 def test_rows_are_asked_for_where_the_graph_leaves_them_open() -> None:
     with nf.Graph().as_default():
         x = nf.placeholder("float32", (None, 256))
@@ -238,6 +253,14 @@ def test_measured_times_replace_declared_ones() -> None:
         step = mlp()
     slow = replace(DESCRIBED, measured=Measured({"dense/matmul": 0.5}))
     assert 0.5 < simulate.predict(step, 2, slow, ps=1).step_s < 0.51
+
+
+def test_what_a_late_replica_sent_compressed_is_waited_for_by_nobody() -> None:
+    with nf.Graph().as_default():
+        step = compressed()
+    cluster = replace(DESCRIBED, stragglers=Stragglers.parse("slow:0.4,50"))
+    times = [p.step_s for p in simulate.backups(step, 4, 3, cluster, ps=1, steps=40).curve.predictions]
+    assert times[3] < 0.7 * times[0]
 
 
 def test_backups_help_against_stragglers_and_cost_links() -> None:
