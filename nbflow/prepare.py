@@ -119,7 +119,7 @@ def prepare(
         {n.name: placement[n.name].device.task_name for n in ready.nodes.values() if n.op == "placeholder"},
         ready,
         placement,
-        _needed_state(ready, placement),
+        _needed_state(ready, placement, expanded.own),
         expanded.prefer,
         tuple(leaves),
         expanded.replicas,
@@ -204,9 +204,9 @@ def state_key(graph: Graph, name: str, node: str | None = None) -> str:
     return f"{name}:{graph.generations.get(node or name, 0)}"
 
 
-def _needed_state(graph: Graph, placement: Mapping[str, Placed]) -> dict[str, DeviceSpec]:
-    """State keys of the variables that something other than their initialiser uses."""
+def _needed_state(graph: Graph, placement: Mapping[str, Placed], own: frozenset[str]) -> dict[str, DeviceSpec]:
+    """State keys of the variables that something other than their initialiser uses, and that are not the step's own."""
     used = {
         t.node.name for n in graph.nodes.values() if n.op != "initialize" for t in n.inputs if t.node.op == "variable"
     }
-    return {state_key(graph, name): placement[name].device for name in graph.nodes.keys() if name in used}
+    return {state_key(graph, name): placement[name].device for name in graph.nodes.keys() if name in used - own}

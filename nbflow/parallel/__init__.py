@@ -3,6 +3,18 @@
 from nbflow.parallel.base import ALL, Expanded, Role, Strategy, strategy_of
 from nbflow.parallel.data_parallel import DataParallel
 from nbflow.parallel.expand import expand, read_strategy
+from nbflow.parallel.local_sgd import LocalSGD
 from nbflow.parallel.pipeline import Pipeline
 
-__all__ = ["ALL", "DataParallel", "Expanded", "Pipeline", "Role", "Strategy", "expand", "read_strategy", "strategy_of"]
+__all__ = [
+    "ALL",
+    "DataParallel",
+    "Expanded",
+    "LocalSGD",
+    "Pipeline",
+    "Role",
+    "Strategy",
+    "expand",
+    "read_strategy",
+    "strategy_of",
+]

@@ -18,6 +18,7 @@ class Expanded:
 
     `tensors` and `nodes` map the names before to what stands for them now. `prefer`: variable name -> the partial
     device the strategy wants it on. `replicas`: the devices that compute, in replica order; empty without a strategy.
+    `own`: variables that the graph itself gives a value before it reads them.
     """
 
     graph: Graph
@@ -25,6 +26,7 @@ class Expanded:
     nodes: Mapping[str, Node]
     prefer: Mapping[str, str] = field(default_factory=dict)
     replicas: tuple[str, ...] = ()
+    own: frozenset[str] = frozenset()
 
     @staticmethod
     def unchanged(graph: Graph, prefer: Mapping[str, str] | None = None) -> Expanded:

@@ -12,12 +12,15 @@ from nbflow.parallel.base import ALL, Expanded, Role, Strategy, strategy_of
 from nbflow.parallel.data_parallel import KIND as DATA_PARALLEL
 from nbflow.parallel.data_parallel import DataParallel
 from nbflow.parallel.everywhere import spread_restores
+from nbflow.parallel.local_sgd import KIND as LOCAL_SGD
+from nbflow.parallel.local_sgd import LocalSGD
 from nbflow.parallel.pipeline import KIND as PIPELINE
 from nbflow.parallel.pipeline import Pipeline
 
 # What a strategy's attribute begins with -> how it is read.
 _KINDS: dict[str, Callable[[Sequence[AttrValue]], Strategy]] = {
     DATA_PARALLEL: DataParallel.from_attrs,
+    LOCAL_SGD: LocalSGD.from_attrs,
     PIPELINE: Pipeline.from_attrs,
 }
 

@@ -19,13 +19,14 @@ def join_all(replication: Replication, compress: str | None) -> None:
     shares = replication.weights() if len(replication.of_replica) > 1 else None
     for tensor in replication.crossing():
         parts = replication.parts(tensor)
-        found = parts[0] if len(parts) == 1 else _join(replication, tensor, parts, shares, compress)
+        found = parts[0] if len(parts) == 1 else join(replication, tensor, parts, shares, compress)
         replication.tensors[(tensor.node.name, tensor.index)] = found
 
 
-def _join(
+def join(
     replication: Replication, tensor: Tensor, parts: list[Tensor], shares: list[Tensor] | None, compress: str | None
 ) -> Tensor:
+    """What stands for `tensor` outside of the replicas, in which it is `parts`."""
     home, how = replication.joining(tensor)
     if how == "same":
         return parts[0]

@@ -167,7 +167,7 @@ class Replication:
             tensors,
             dict(self.nodes),
             rename=lambda name: f"replica_{index}/{name}",
-            change=lambda old, new: self._adapt(old, new, index),
+            change=lambda old, new: self.adapt(old, new, index),
         )
         self.of_replica[index] = tensors
 
@@ -186,7 +186,7 @@ class Replication:
             new = self.nodes[node.name]
             new.control_inputs = tuple(dict.fromkeys([*new.control_inputs, *copies]))
 
-    def _adapt(self, old: Node, new: Node, index: int) -> None:
+    def adapt(self, old: Node, new: Node, index: int) -> None:
         """A replica's node: on the replica's device unless the user named a job, with its part of the data."""
         new.colocate = ()
         if looks_up_rows(new):

@@ -1,7 +1,7 @@
 """Training: `nf.train.run` sends the loop to the workers; the notebook receives metrics and can stop it."""
 
-from nbflow.parallel import DataParallel, Pipeline
+from nbflow.parallel import DataParallel, LocalSGD, Pipeline
 from nbflow.train.checkpoint import Restored, restore, save
 from nbflow.train.run import Run, run
 
-__all__ = ["DataParallel", "Pipeline", "Restored", "Run", "restore", "run", "save"]
+__all__ = ["DataParallel", "LocalSGD", "Pipeline", "Restored", "Run", "restore", "run", "save"]

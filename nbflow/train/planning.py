@@ -9,7 +9,7 @@ from typing import Any
 from nbflow.device import parse_device
 from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor
-from nbflow.parallel import ALL, DataParallel, Role, read_strategy, strategy_of
+from nbflow.parallel import ALL, DataParallel, LocalSGD, Role, read_strategy, strategy_of
 from nbflow.prepare import Prepared
 from nbflow.session import Session
 from nbflow.structure import Leaf, flatten
@@ -77,6 +77,13 @@ def plan_loops(
     common = Loop(run_id, run_id, {}, {}, (), 1, steps, every, stop_on_nan)
     if replicas > 1 and isinstance(strategy, DataParallel) and strategy.backup:
         return _with_backups(session, step, metrics, common, replicas, strategy.needed(replicas), done)
+    if isinstance(strategy, LocalSGD):
+        if steps % strategy.every:
+            raise GraphError(
+                f"steps={steps} is no multiple of every={strategy.every} of LocalSGD; what follows the last average "
+                "would be lost"
+            )
+        session.look(session.prepare([step], {}, role=Role("open")))
     paced = replicas > 1 and isinstance(strategy, DataParallel) and strategy.staleness is not None
     members = []
     loops = min(replicas, steps)

@@ -1,0 +1,183 @@
+"""Local SGD: each replica trains variables of its own, which are averaged every so many steps.
+
+Between two averages nothing travels but a few scalars. The user's variables hold the last average: that is what
+evaluation and checkpoints see. The slots of the optimizer are averaged as well, so that a run goes on from what they
+hold; counters are those of the first replica. Stich, "Local SGD Converges Fast and Communicates Little" (2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbflow.device import DeviceSpec, parse_device
+from nbflow.errors import GraphError
+from nbflow.graph import Graph, Node, Tensor
+from nbflow.op import AttrValue
+from nbflow.ops import cond, constant, equal, weighted_sum
+from nbflow.ops._build import build
+from nbflow.parallel.base import ALL, Expanded, Role, keep_only
+from nbflow.parallel.coordinating import Coordination
+from nbflow.parallel.data_parallel import DataParallel
+from nbflow.parallel.joining import join
+from nbflow.parallel.replicate import Replication
+from nbflow.rewrite import copy_nodes
+from nbflow.spec import kind_of
+
+KIND = "local_sgd"
+# What all replicas share.
+_SHARED = ("placeholder", "queue")
+# A bound on the staleness that never holds anybody up: the coordinator only counts.
+_NO_BOUND = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSGD:
+    """Trains a copy of the variables on each device that matches `workers`; averages them every `every` steps.
+
+    Each replica reads its part of the global batch. The variables themselves live on what matches `ps`, or else on the
+    workers. With `every=1` and plain SGD it is synchronous training. Raises GraphError unless `every` is at least 1.
+    """
+
+    every: int = 8
+    workers: str = "/job:worker"
+    ps: str | None = "/job:ps"
+
+    def __post_init__(self) -> None:
+        parse_device(self.workers)
+        parse_device(self.ps)
+        if isinstance(self.every, bool) or int(self.every) != self.every or self.every < 1:
+            raise GraphError(f"every is a number of steps, at least 1, not {self.every!r}")
+
+    def to_attrs(self) -> tuple[AttrValue, ...]:
+        return (KIND, self.every, self.workers, self.ps or "")
+
+    @staticmethod
+    def from_attrs(attrs: Sequence[AttrValue]) -> LocalSGD:
+        return LocalSGD(int(attrs[1]), str(attrs[2]), str(attrs[3]) or None)
+
+    @property
+    def separate(self) -> bool:
+        return False
+
+    def replica_devices(self, available: Sequence[DeviceSpec]) -> list[DeviceSpec]:
+        """One device a replica, as for DataParallel."""
+        return DataParallel(self.workers, self.ps).replica_devices(available)
+
+    def expand(
+        self,
+        graph: Graph,
+        step: Node,
+        fetches: Sequence[Node | Tensor],
+        available: Sequence[DeviceSpec],
+        role: Role = ALL,
+    ) -> Expanded:
+        """`graph` once a replica, between taking the average and making it."""
+        prefer = DataParallel(self.workers, self.ps).prefer(graph, available)
+        replicas = self.replica_devices(available)
+        if len(replicas) < 2:
+            return Expanded.unchanged(graph, prefer)
+        made = _Local(Replication(graph, step, fetches, replicas), self.every)
+        if role.kind == "open":
+            return made.meeting.say(role).expanded(prefer)
+        return made.build(prefer)
+
+
+class _Local:
+    def __init__(self, replication: Replication, every: int) -> None:
+        self.replication = replication
+        self.every = every
+        order = replication.order
+        self.shared = [n for n in order if n.op == "variable"]
+        self.copies: dict[str, list[Node]] = {n.name: [] for n in self.shared}
+        kept = [n for n in order if n.op == "variable" or n.op in _SHARED]
+        copy_nodes(kept, replication.made, replication.tensors, replication.nodes)
+        self.meeting = Coordination(replication)
+
+    def build(self, prefer: dict[str, str]) -> Expanded:
+        replication, made = self.replication, self.replication.made
+        name = replication.step.name
+        pace = {"worker": 0, "staleness": _NO_BOUND}
+        count = self.meeting.add("coordinator_pace", (self.meeting.handle,), pace, name=f"{name}/count").outputs[0]
+        for index in range(len(replication.replicas)):
+            self._copy_variables(index)
+        with made.as_default(), made.absolute_scope(name):
+            begin = cond(equal(count % self.every, 0), self._take, _nothing, name="take_average")
+        steps = [self._replica(index, begin) for index in range(len(replication.replicas))]
+        with made.as_default(), made.absolute_scope(name), made.control_dependencies(steps):
+            end = cond(equal((count + 1) % self.every, 0), self._give, _nothing, name="make_average")
+        tick = self.meeting.add(
+            "coordinator_tick", (self.meeting.handle,), {"worker": 0}, name=f"{name}/tick", after=[end]
+        )
+        shares = replication.weights()
+        for fetch in replication.fetches:
+            if isinstance(fetch, Tensor) and (fetch.node.name, fetch.index) not in replication.tensors:
+                replication.tensors[(fetch.node.name, fetch.index)] = join(
+                    replication, fetch, replication.parts(fetch), shares, None
+                )
+        replication.nodes[name] = tick
+        keep_only(made, [tick, *(replication.stands_for(f) for f in replication.fetches)])
+        own = frozenset(c.name for copies in self.copies.values() for c in copies)
+        found = replication.expanded(prefer)
+        return Expanded(found.graph, found.tensors, found.nodes, prefer, found.replicas, own)
+
+    def _copy_variables(self, index: int) -> None:
+        tensors = dict(self.replication.tensors)
+        for variable in self.shared:
+            tensors.pop((variable.name, 0))
+
+        def place(old: Node, new: Node) -> None:
+            new.device, new.colocate = self.replication.replicas[index], ()
+            self.copies[old.name].append(new)
+
+        rename = f"replica_{index}/"
+        copy_nodes(self.shared, self.replication.made, tensors, {}, rename=lambda n: rename + n, change=place)
+        self.replication.of_replica[index] = tensors
+
+    def _replica(self, index: int, begin: Node) -> Node:
+        """The whole step on variables of its own, which are there after `begin`; the node that ends it."""
+        replication = self.replication
+        nodes: dict[str, Node] = dict(replication.nodes)
+        mine = [n for n in replication.order if n.op != "variable" and n.op not in _SHARED]
+
+        def change(old: Node, new: Node) -> None:
+            replication.adapt(old, new, index)
+            new.attrs.pop("strategy", None)
+            if any(t.node.op == "variable" for t in new.inputs):
+                new.control_inputs = (*new.control_inputs, begin)
+
+        rename = f"replica_{index}/"
+        tensors = replication.of_replica[index]
+        copy_nodes(mine, replication.made, tensors, nodes, rename=lambda n: rename + n, change=change)
+        return nodes[replication.step.name]
+
+    def _take(self) -> None:
+        """The replicas' variables become the shared ones."""
+        for variable in self.shared:
+            value = self._read(self.replication.nodes[variable.name])
+            for copy in self.copies[variable.name]:
+                self._assign(copy, value)
+
+    def _give(self) -> None:
+        """The shared variables become the mean of the replicas'."""
+        for variable in self.shared:
+            copies = self.copies[variable.name]
+            if kind_of(variable.outputs[0].spec.dtype) in "fc":
+                values = [self._read(c) for c in copies]
+                mean = weighted_sum(values, [constant(np.float64(1.0 / len(copies))) for _ in copies])
+            else:
+                mean = self._read(copies[0])
+            self._assign(self.replication.nodes[variable.name], mean)
+
+    def _read(self, variable: Node) -> Tensor:
+        return build("read_variable", variable.outputs, {"variable": variable.name})
+
+    def _assign(self, variable: Node, value: Tensor) -> None:
+        attrs = {"variable": variable.name, "shape": variable.outputs[0].spec.shape}
+        build("assign", (variable.outputs[0], value), attrs)
+
+
+def _nothing() -> None:
+    """The other branch."""

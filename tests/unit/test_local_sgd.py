@@ -1,0 +1,94 @@
+"""Local SGD: copies that are averaged, and what is seen in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nbflow as nf
+from nbflow import errors
+from nbflow.graph import Graph
+from nbflow.inprocess import InProcessCluster
+from tests.unit.test_data_parallel import losses as synchronous
+from tests.unit.test_data_parallel import model
+
+
+@pytest.fixture
+def graph() -> Iterator[Graph]:
+    nf.set_cluster(None)
+    with Graph().as_default() as made:
+        yield made
+        nf.set_cluster(None)
+
+
+def trained(every: int, workers: int, optimizer: Any, steps: int = 24) -> Any:
+    cluster = InProcessCluster(workers, 1)
+    with Graph().as_default():
+        nf.set_cluster(cluster)
+        step, loss, _ = model(nf.train.LocalSGD(every=every), optimizer)
+        run = nf.train.run(step, steps=steps, metrics={"loss": loss}, every=1, show=False)
+        nf.set_cluster(None)
+    cluster.close()
+    assert (run.status, run.step) == ("done", steps)
+    return run.history["loss"]
+
+
+def test_averaged_every_step_it_is_synchronous_training(graph: Graph) -> None:
+    """For SGD with momentum, too: what is averaged is linear in the gradients."""
+    expected = synchronous(3, 1, steps=24)
+    np.testing.assert_allclose(trained(1, 3, nf.optim.SGD(0.1, momentum=0.9)), expected, rtol=1e-4)
+
+
+def test_it_trains_and_repeats(graph: Graph) -> None:
+    found = trained(4, 3, nf.optim.Adam(0.02))
+    assert found[-1] < found[0]
+    np.testing.assert_array_equal(found, trained(4, 3, nf.optim.Adam(0.02)))
+
+
+def test_variables_hold_the_last_average(graph: Graph) -> None:
+    """Two workers pull w towards 0 and 4: each moves by itself, and w moves when they are averaged."""
+    cluster = InProcessCluster(2, 1)
+    data = nf.data.from_arrays({"x": np.array([0.0, 4.0], "float32")}).repeat().batch(2).next()["x"]
+    w = nf.Variable(np.float32(8.0), name="w")
+    step = nf.optim.SGD(0.25).minimize(nf.mean((w - data) ** 2), strategy=nf.train.LocalSGD(every=2))
+    with nf.Session(cluster, graph) as session:
+        session.run(step)
+        assert session.run(w) == 8.0
+        session.run(step)
+        # Towards 0: 8, 4, 2. Towards 4: 8, 6, 5. Their mean is 3.5.
+        assert session.run(w) == 3.5
+        session.run(step)
+        assert session.run(w) == 3.5
+        session.run(w.assign(0.0))
+        session.run(step)  # ends the second round, in which the copies began at 3.5
+        np.testing.assert_allclose(session.run(w), (3.5 / 4 + (3.5 - 4) / 4 + 4) / 2, rtol=1e-6)
+    cluster.close()
+
+
+def test_between_averages_no_variable_travels(graph: Graph) -> None:
+    cluster = InProcessCluster(2, 1)
+    x = np.ones((4, 1000), "float32")
+    data = nf.data.from_arrays({"x": x}).repeat().batch(4).next()["x"]
+    w = nf.Variable(np.ones((1000, 10), "float32"), name="w")
+    step = nf.optim.SGD(0.01).minimize(nf.mean((data @ w) ** 2), strategy=nf.train.LocalSGD(every=3))
+    moved = []
+    with nf.Session(cluster, graph) as session:
+        for _ in range(6):
+            _, trace = session.run(step, trace=True)
+            moved.append(sum(t.nbytes for t in trace.transfers))
+    cluster.close()
+    taken, between, given = moved[:3]
+    assert moved == [taken, between, given] * 2
+    assert between < 200
+    assert taken >= 2 * 40_000
+    assert given >= 2 * 40_000
+
+
+def test_what_is_lost_is_an_error(graph: Graph) -> None:
+    with pytest.raises(errors.GraphError, match="at least 1"):
+        nf.train.LocalSGD(every=0)
+    with pytest.raises(errors.GraphError, match="no multiple"):
+        trained(5, 2, nf.optim.SGD(0.1), steps=12)
