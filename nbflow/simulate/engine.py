@@ -38,11 +38,12 @@ class Control:
 
 @dataclass(slots=True)
 class Run:
-    """What happened. `ends`: when each step was over, in seconds. `busy_s`: device → seconds of ops. `out_s`, `in_s`:
-    process → seconds for which its link was used."""
+    """What happened. `ends`: when each step was over, in seconds. `busy_s`: device → seconds of ops; `host_s`: of sending
+    and receiving. `out_s`, `in_s`: process → seconds for which its link was used."""
 
     ends: list[float] = field(default_factory=list)
     busy_s: dict[str, float] = field(default_factory=dict)
+    host_s: dict[str, float] = field(default_factory=dict)
     out_s: dict[str, float] = field(default_factory=dict)
     in_s: dict[str, float] = field(default_factory=dict)
 
@@ -94,7 +95,7 @@ class _Device:
     """One device, and where it is in its program."""
 
     __slots__ = (
-        *("arrived", "busy", "busy_s", "code", "factor", "left", "link", "needs"),
+        *("arrived", "busy", "busy_s", "code", "factor", "host_s", "left", "link", "needs"),
         *("program", "queue", "ready", "running", "step", "targets", "waits"),
     )
 
@@ -105,7 +106,7 @@ class _Device:
         self.queue: deque[int] = deque()  # steps whose command is here
         self.step = -1
         self.running = self.busy = False
-        self.busy_s = 0.0
+        self.busy_s = self.host_s = 0.0
         self.factor = 1.0
         self.waits: list[int] = []
         self.ready: list[int] = []
@@ -188,6 +189,7 @@ class Engine:
             raise GraphError(f"the simulated programs wait for each other; {stuck.program.device} is not done")
         for device in self._devices:
             run.busy_s[device.program.device] = device.busy_s
+            run.host_s[device.program.device] = device.host_s
         for name, link in self._links.items():
             run.out_s[name], run.in_s[name] = link.out_s, link.in_s
         return run
@@ -237,6 +239,8 @@ class Engine:
             if code.kinds[index] is _OP:
                 seconds *= device.factor
                 device.busy_s += seconds
+            else:
+                device.host_s += seconds
             if seconds:
                 device.busy = True
                 self._push(now + seconds, self._finish, device, index)

@@ -56,7 +56,8 @@ class Prediction:
     """What a step takes. `step_s`: the median; `low_s`, `high_s`: of the steps' middle 80 %.
 
     Shares of the time: `compute` of the workers' devices (mean), `ps_compute`, and links, of the busiest ps and of the
-    busiest worker, out and in. `real`: how many replicas were in the real plans; more were made by symmetry.
+    busiest worker, out and in; `messages`, `ps_messages`: of the busiest host, for sending and receiving. `real`: how
+    many replicas were in the real plans; more were made by symmetry.
     """
 
     workers: int
@@ -71,6 +72,8 @@ class Prediction:
     ps_in: float
     worker_out: float
     worker_in: float
+    messages: float
+    ps_messages: float
     real: int
 
     @property
@@ -81,6 +84,8 @@ class Prediction:
             "the ps' compute": self.ps_compute,
             "the ps' links": self.ps_out + self.ps_in,
             "the workers' links": self.worker_out + self.worker_in,
+            "the workers' messages": self.messages,
+            "the ps' messages": self.ps_messages,
         }
         best = max(shares, key=shares.__getitem__)
         return best if shares[best] >= 0.5 else "waiting: latency, stragglers and order"
@@ -197,5 +202,7 @@ def _prediction(run: Run, model: Model, workers: int, ps: int, backups: int, rea
         most(run.in_s, list(others.values())),
         most(run.out_s, list(replicas.values())),
         most(run.in_s, list(replicas.values())),
+        most(run.host_s, list(replicas)),
+        most(run.host_s, list(others)),
         real,
     )

@@ -317,3 +317,12 @@ def test_models_to_begin_with() -> None:
     with pytest.raises(GraphError, match="mlp, inception-v3"):
         step_of("alexnet")
     assert set(ZOO) == {"mlp", "inception-v3", "transformer"}
+
+
+def test_many_tensors_keep_hosts_busy_and_it_is_said() -> None:
+    with nf.Graph().as_default():
+        step = normalised()
+    found = simulate.predict(step, 32, Described(parse_machine("op=1us"), message_s=1e-3), ps=1)
+    assert found.bound_by == "the ps' messages"
+    assert found.ps_messages > 0.7
+    assert simulate.predict(step, 32, Described(parse_machine("op=1us")), ps=1).ps_messages == 0.0
