@@ -16,7 +16,7 @@ from nbflow.simulate.stragglers import Stragglers
 
 # What this runtime's own driver and messages cost: about what `benchmarks/simulate.py` measures on two cores that the
 # workers share with the driver, so rather more than where they do not.
-COMMAND_S, REPLY_S, MESSAGE_S = 3e-4, 3e-4, 1e-4
+COMMAND_S, REPLY_S, MESSAGE_US = 3e-4, 3e-4, 100.0
 # Steps that a loop on the workers sends ahead (`nbflow.loop.AHEAD`).
 AHEAD = 4
 
@@ -34,6 +34,7 @@ class Asked:
     rows: int | None = None
     steps: int | None = None
     seed: int = 0
+    message_us: float = MESSAGE_US
     one_at_a_time: bool = False
 
     def counts(self) -> Sequence[int]:
@@ -51,7 +52,7 @@ class Asked:
         ps = None if self.ps_device is None else parse_machine(self.ps_device)
         control = Control(COMMAND_S, REPLY_S, ahead=1 if self.one_at_a_time else AHEAD)
         stragglers = Stragglers.parse(self.stragglers)
-        return Described(parse_machine(self.device), ps, stragglers, control, MESSAGE_S, self.rows)
+        return Described(parse_machine(self.device), ps, stragglers, control, self.message_us * 1e-6, self.rows)
 
     def answer(self, step: Node, title: str) -> Curve | Backups:
         """A scaling curve; with `backups`, what 0 to that many of them do at the largest number of workers."""

@@ -38,8 +38,8 @@ class Control:
 
 @dataclass(slots=True)
 class Run:
-    """What happened. `ends`: when each step was over, in seconds. `busy_s`: device → seconds of ops; `host_s`: of sending
-    and receiving. `out_s`, `in_s`: process → seconds for which its link was used."""
+    """What happened. `ends`: when each step was over, in seconds. `busy_s`: device → seconds of ops; `host_s`: of
+    sending and receiving. `out_s`, `in_s`: process → seconds for which its link was used."""
 
     ends: list[float] = field(default_factory=list)
     busy_s: dict[str, float] = field(default_factory=dict)

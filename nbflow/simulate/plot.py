@@ -17,7 +17,7 @@ from nbflow.simulate.report import Backups, Curve
 WIDTH, HEIGHT = 880.0, 330.0
 _TEXT, _MUTED, _GRID = "#1f2328", "#5f6670", "#e3e6ea"
 # Okabe and Ito's, of those the ones that reach 3:1 on white.
-_COLORS = ("#0072B2", "#D55E00", "#009E73")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 # The same roles on a dark page.
 _DARK = {_TEXT: "#e6e8eb", _MUTED: "#a2a9b3", _GRID: "#3a3f47", "#0072B2": "#56B4E9", "#D55E00": "#E69F00"}
 
@@ -74,6 +74,7 @@ def _of_curve(curve: Curve) -> tuple[_Panel, _Panel]:
         _Line("compute", xs, [p.compute for p in curve.predictions]),
         _Line("ps link", xs, [max(p.ps_out, p.ps_in) for p in curve.predictions]),
         _Line("ps compute", xs, [p.ps_compute for p in curve.predictions]),
+        _Line("ps messages", xs, [p.ps_messages for p in curve.predictions]),
     )
     return (
         _Panel("speed-up", "workers", speed, log, log),

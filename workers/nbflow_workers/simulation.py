@@ -10,7 +10,7 @@ import click
 
 from nbflow.errors import NbflowError
 from nbflow.graph import Graph, Node
-from nbflow.simulate.asked import Asked
+from nbflow.simulate.asked import MESSAGE_US, Asked
 from nbflow.simulate.plot import svg
 from nbflow.simulate.zoo import ZOO, step_of
 
@@ -50,6 +50,14 @@ from nbflow.simulate.zoo import ZOO, step_of
 @click.option("--batch", type=click.IntRange(1), metavar="ROWS", help="Rows a worker and step; default: the model's.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps simulated for each point.")
 @click.option("--seed", default=0, show_default=True, help="Of the stragglers.")
+@click.option(
+    "--message-us",
+    default=MESSAGE_US,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="US",
+    help="Microseconds that sending, and receiving, a tensor costs its host.",
+)
 @click.option("--one-at-a-time", is_flag=True, help="Each step is started when the last has ended, as by nf.run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw it too.")

@@ -12,7 +12,7 @@ from IPython.core.magic import line_magic, magics_class
 from IPython.display import publish_display_data
 
 from nbflow.current import get_cluster
-from nbflow.simulate.asked import Asked
+from nbflow.simulate.asked import MESSAGE_US, Asked
 from nbflow_kernel import clusters, simulation
 from nbflow_kernel.clusters import CLUSTERS
 from nbflow_kernel.doors import is_static
@@ -66,6 +66,9 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     simulate.add_argument("--rows", type=int, metavar="N", help="rows a worker and step, where that is open")
     simulate.add_argument("--steps", type=int, metavar="N", help="steps simulated for each point")
     simulate.add_argument("--seed", type=int, default=0, metavar="N")
+    simulate.add_argument(
+        "--message-us", type=float, default=MESSAGE_US, metavar="US", help="of a host for each tensor"
+    )
     verb("detach", "leave the workers alive and forget them")
     verb("down", "end the workers")
     return parser, made
