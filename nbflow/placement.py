@@ -18,7 +18,7 @@ from nbflow.graph import Graph, Node
 from nbflow.op import nbytes_of
 from nbflow.placement_groups import HOLDERS, Group, Supports, constrain, groups_of, unique
 from nbflow.placement_problem import Drafted, draft, size_text, time_text
-from nbflow.placement_search import Assignment, NoRoom, Problem, Simulated, places, search, simulate, tails_of
+from nbflow.placement_search import Assignment, NoRoom, Problem, places, search, simulate, tails_of
 from nbflow.transport import DeviceInfo
 
 __all__ = ["HOLDERS", "STATE_JOBS", "Placed", "Placement", "place", "simulated"]
@@ -67,10 +67,14 @@ def place(
         constrain(group, devices, homes or {}, supports)
     placed: dict[str, Placed] = {}
     _place_state(graph, groups, prefer or {}, infos, placed)
+    compute = [d for d in devices if d.job not in STATE_JOBS]
     for group in unique(groups):
-        if group.nodes[0].name not in placed:
+        if len(group.candidates) > 1 and group.nodes[0].name not in placed:
             # A ps task computes only what is asked of it, or when nothing else is there.
-            group.candidates = [d for d in group.candidates if d.job not in STATE_JOBS] or group.candidates
+            if len(group.candidates) == len(devices):
+                group.candidates = compute or devices
+            else:
+                group.candidates = [d for d in group.candidates if d.job not in STATE_JOBS] or group.candidates
     if all(len(g.candidates) == 1 for g in unique(groups)) and not any(i.memory_bytes for i in infos):
         for group in unique(groups):
             _settle(group, group.candidates[0], "", placed)
@@ -168,21 +172,21 @@ def _place_rest(drafted: Drafted, placed: dict[str, Placed]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """Where each unit goes. `common`: the reason of all that were free, if they have one in common."""
+    """Where each unit goes. `common`: the reason of all that were free, if they have one in common; else `own`."""
 
     drafted: Drafted
     at: Assignment
     common: str
-    found: Simulated
+    own: Mapping[int, str]
 
     def why(self, unit: int) -> str:
         group = self.drafted.groups[unit]
         if len(group.candidates) == 1:
             return ""
-        reader = self.drafted.first_reader(unit)
+        reader = self.drafted.readers[unit]
         if unit in self.drafted.problem.lazy and reader is not None and self.at[reader[0]] == self.at[unit]:
             return f"is first read by {reader[1].name}"
-        text = self.common or self.drafted.gain_text(unit, self.at, self.found)
+        text = self.common or self.own[unit]
         return f"{group.why}; {text}" if group.why else text
 
 
@@ -193,24 +197,24 @@ def _decide(drafted: Drafted) -> _Decision:
     best_s, device, start = ranked[0]
     together = simulate(problem, start)
     if all(len(c) == 1 for c in problem.candidates):
-        return _Decision(drafted, start, "", together)
-    where, length = drafted.name(device), time_text(together.step_s)
+        return _Decision(drafted, start, "", {})
+    where, length = drafted.names[device], time_text(together.step_s)
     if len(ranked) > 1 and ranked[1][0] - best_s > WORTH * best_s:
-        gain, other = time_text(ranked[1][0] - best_s), drafted.name(ranked[1][1])
+        gain, other = time_text(ranked[1][0] - best_s), drafted.names[ranked[1][1]]
         where = f"together: {where} would finish the step {gain} earlier than {other}"
     else:
         where = f"together on {where}"
     hope_s, why = _hope(problem, drafted)
     if hope_s >= best_s * (1 - WORTH):
-        return _Decision(drafted, start, f"{where}; the step takes about {length}, {why}", together)
+        return _Decision(drafted, start, f"{where}; the step takes about {length}, {why}", {})
     at = search(problem, start)
     found = simulate(problem, at)
     if found.seconds >= best_s * (1 - WORTH):
         text = f"spreading further would not make it less than {length}"
         if found.seconds < best_s:
             text = f"spreading further would save less than {WORTH:.0%} of {length}"
-        return _Decision(drafted, start, f"{where}; {text}", together)
-    return _Decision(drafted, at, "", found)
+        return _Decision(drafted, start, f"{where}; {text}", {})
+    return _Decision(drafted, at, "", drafted.gains(at, found))
 
 
 def _hope(problem: Problem, drafted: Drafted) -> tuple[float, str]:

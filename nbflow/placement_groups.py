@@ -184,7 +184,7 @@ def _keep_supported(group: Group, supports: Supports) -> None:
                 f"one whose backend has the op",
                 where=node.where,
             )
-        if any(d not in able for d in group.candidates):
+        if len(able) < len(start) and any(d not in able for d in group.candidates):
             fix = f"leave {node.name!r} out of the group"
             _narrow(group, Wish(node, f"is a {node.op}, which only runs on {_listed(able)}", fix, able))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nbflow.cost import CLIENT, VALUES, CostModel, DeviceModel, work_of
 from nbflow.device import DeviceSpec
@@ -15,55 +15,61 @@ from nbflow.placement_search import Assignment, Problem, Simulated
 
 # What one more process adds to a step: a command and an answer (docs/performance.md).
 TASK_S = 2e-4
+# With more devices than this, reasons compare with those that matter.
+FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A problem, and what its numbers stand for. `message_s`: the least that a message between two devices takes."""
+    """A problem, and what its numbers stand for. `message_s`: the least that a message between two devices
+    takes. `readers`: unit -> the unit and the node that read first what it gives. `names`: devices, in reasons."""
 
     problem: Problem
     nodes: Sequence[Node]
     groups: Sequence[Group]
     devices: Sequence[DeviceSpec]
     message_s: float
-    readers: Sequence[tuple[int, Node] | None] = field(default=())
+    readers: Sequence[tuple[int, Node] | None]
+    names: Sequence[str]
 
-    def first_reader(self, unit: int) -> tuple[int, Node] | None:
-        """The unit, and the node, that reads what `unit` gives first."""
-        return self.readers[unit]
-
-    def name(self, device: int) -> str:
-        """A device in a reason: by its task, or by itself where its task has several."""
-        spec = self.devices[device]
-        alone = sum(d.task_name == spec.task_name for d in self.devices) == 1
-        return spec.task_name if alone else str(spec)
-
-    def gain_text(self, unit: int, at: Assignment, found: Simulated) -> str:
-        """Why `unit` is where it is: how much earlier its first op ends there than on the next best device."""
+    def gains(self, at: Assignment, found: Simulated) -> dict[int, str]:
+        """Why each unit is where it is, in words: how much earlier its first op ends there than on the next best
+        device."""
         problem = self.problem
-        node = problem.unit_of.index(unit)
         busy_s = [0.0] * problem.devices
-        for other in range(node):
-            device = at[problem.unit_of[other]]
-            busy_s[device] = max(busy_s[device], found.finish_s[other])
-        ends = {d: self._end(node, d, at, found, busy_s[d]) for d in problem.candidates[unit]}
-        mine = at[unit]
-        best = min((d for d in ends if d != mine), key=ends.__getitem__)
+        texts: dict[int, str] = {}
+        for node, unit in enumerate(problem.unit_of):
+            device = at[unit]
+            if unit not in texts:
+                choices = problem.candidates[unit]
+                texts[unit] = self._gain(node, device, at, found, busy_s) if len(choices) > 1 else ""
+            if problem.run_s[device][node]:
+                busy_s[device] = found.finish_s[node]
+        return texts
+
+    def _gain(self, node: int, mine: int, at: Assignment, found: Simulated, busy_s: Sequence[float]) -> str:
+        problem = self.problem
+        devices = problem.candidates[problem.unit_of[node]]
+        if len(devices) > FEW:  # those that may be the next best: where its inputs are, and the idlest
+            near = {at[problem.unit_of[producer]] for producer, _ in problem.inputs[node]}
+            idle = sorted(devices, key=busy_s.__getitem__)[:2]
+            devices = sorted({mine, *idle, *(d for d in devices if d in near)})
+        ends = {d: self._end(node, d, at, found, busy_s[d]) for d in devices}
+        best = min((d for d in devices if d != mine), key=ends.__getitem__)
         gain_s = ends[best] - ends[mine]
         if gain_s > 0:
-            return f"{self.name(mine)} would finish {time_text(gain_s)} earlier than {self.name(best)}"
+            return f"{self.names[mine]} would finish {time_text(gain_s)} earlier than {self.names[best]}"
         if gain_s == 0:
             return "equally fast anywhere, and next to what it works with"
-        return f"{self.name(best)} would finish it {time_text(-gain_s)} earlier, but the whole step later"
+        return f"{self.names[best]} would finish it {time_text(-gain_s)} earlier, but the whole step later"
 
     def _end(self, node: int, device: int, at: Assignment, found: Simulated, busy_s: float) -> float:
         problem, start_s = self.problem, busy_s
         for producer, nbytes in problem.inputs[node]:
-            source = at[problem.unit_of[producer]]
-            moving_s = (
-                0.0 if source == device else problem.latency_s[source][device] + nbytes * problem.byte_s[source][device]
-            )
-            start_s = max(start_s, found.finish_s[producer] + moving_s)
+            source, ready_s = at[problem.unit_of[producer]], found.finish_s[producer]
+            if source != device:
+                ready_s += problem.latency_s[source][device] + nbytes * problem.byte_s[source][device]
+            start_s = max(start_s, ready_s)
         if node in problem.feed_s:
             start_s = max(start_s, problem.feed_s[node][device])
         return start_s + problem.run_s[device][node]
@@ -122,7 +128,17 @@ def draft(graph: Graph, groups: Mapping[str, Group], cost: CostModel) -> Drafted
     )
     free = [(a, b) for a in range(len(devices)) for b in range(len(devices)) if a != b]
     message_s = min((latency_s[a][b] for a, b in free), default=0.0)
-    return Drafted(problem, nodes, units, devices, message_s, _readers(nodes, number, unit_of, len(units)))
+    return Drafted(
+        problem, nodes, units, devices, message_s, _readers(nodes, number, unit_of, len(units)), _names(devices)
+    )
+
+
+def _names(devices: Sequence[DeviceSpec]) -> list[str]:
+    """By their task, or by themselves where the task has several."""
+    count: dict[str, int] = {}
+    for spec in devices:
+        count[spec.task_name] = count.get(spec.task_name, 0) + 1
+    return [d.task_name if count[d.task_name] == 1 else str(d) for d in devices]
 
 
 def _inputs(node: Node, number: Mapping[str, int], sizes: Sequence[float]) -> list[tuple[int, float]]:

@@ -13,7 +13,7 @@ destination. What is looked for is the placement whose simulated step ends first
 4. From the best of these, moves of units and of small clusters of them for as long as they help, up to a budget that is
    counted in simulated nodes: the clock of the machine decides nothing, so the same problem gives the same placement.
 
-docs/decisions/0006 says why greed alone is not enough.
+docs/decisions/0008 says why greed alone is not enough.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# How many nodes may be simulated in search of something better: about a third of a second, in all.
-BUDGET = 400_000
+# How many nodes may be simulated in search of something better: about a tenth of a second.
+BUDGET = 120_000
 # Of two equally long steps, the one that moves less: a second of transfers counts as this much of a second.
 TRANSFER_WEIGHT = 1e-4
 # A move must gain this part of the step, or rounding would be chased.
 GAIN = 1e-9
 # Looking ahead costs a table of devices x devices an edge; beyond this many entries greed must do.
 LOOK_AHEAD_ENTRIES = 1 << 23
+# Nodes of a large problem.
+LARGE = 2000
 # With no more free units than this, two are moved at once where moving one does not help.
 PAIRS = 16
 # How many units move together at most.
@@ -134,7 +136,7 @@ def places(problem: Problem) -> list[tuple[float, int, Assignment]]:
     Raises NoRoom."""
     found: dict[tuple[int, ...], tuple[float, int, Assignment]] = {}
     full: NoRoom | None = None
-    for device in range(problem.devices):
+    for device in _worth_trying(problem):
         room = _Room(problem)
         try:
             at = [room.take(u, c, device) for u, c in enumerate(problem.candidates)]
@@ -146,6 +148,16 @@ def places(problem: Problem) -> list[tuple[float, int, Assignment]]:
     if not found:
         raise full or NoRoom(0)
     return sorted(found.values())
+
+
+def _worth_trying(problem: Problem) -> list[int]:
+    """All devices; of a large problem those that hold something already, and the first of each kind beside them."""
+    if len(problem.unit_of) * problem.devices <= BUDGET // 8:
+        return list(range(problem.devices))
+    kinds: dict[int, int] = {}
+    for device, run_s in enumerate(problem.run_s):
+        kinds.setdefault(id(run_s), device)
+    return sorted({*kinds.values(), *(c[0] for c in problem.candidates if len(c) == 1)})
 
 
 def search(problem: Problem, start: Assignment, budget: int = BUDGET) -> Assignment:
@@ -205,7 +217,10 @@ class _Room:
 
 def _greedy(problem: Problem) -> Iterator[Assignment]:
     links = (np.asarray(problem.latency_s), np.asarray(problem.byte_s))
-    for left_s in (None, _look_ahead(problem, *links)):
+    ahead_s = _look_ahead(problem, *links)
+    # Looking ahead is better more often than not: large problems have time for one of the two.
+    both = len(problem.unit_of) <= LARGE or ahead_s is None
+    for left_s in (None, ahead_s) if both else (ahead_s,):
         try:
             yield _place_in_order(problem, left_s, *links)
         except NoRoom:
@@ -300,7 +315,7 @@ class _Climb:
     def try_unit(self, unit: int) -> bool:
         """Moves `unit`, alone or with some of its neighbours, wherever that helps."""
         better = False
-        for cluster in self.clusters(unit):
+        for cluster in self.clusters(unit) if self.tries > 0 else ():
             for device in self.problem.candidates[unit]:
                 better = (device != self.at[unit] and self.move(cluster, [device] * len(cluster))) or better
         return better
