@@ -9,6 +9,9 @@ from nbflow.graph import Node, Tensor
 from nbflow.parallel.base import Role, keep_only
 from nbflow.parallel.replicate import Replication
 
+# A bound on the staleness that never holds anybody up: the coordinator only counts.
+NO_BOUND = 1 << 62
+
 
 class Coordination:
     """The coordinator of `replication`, on the device of the first variable that is trained."""
@@ -62,3 +65,7 @@ def first_in(waiting: Node) -> Callable[[Node, Node], None]:
             new.control_inputs = (*new.control_inputs, waiting)
 
     return change
+
+
+def nothing() -> None:
+    """A branch that does nothing."""

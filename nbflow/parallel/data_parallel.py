@@ -18,6 +18,7 @@ from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Tensor
 from nbflow.op import AttrValue
 from nbflow.parallel import backups, staleness
+from nbflow.parallel.allreduce import build_ring
 from nbflow.parallel.base import ALL, Expanded, Role
 from nbflow.parallel.compress import check_compress
 from nbflow.parallel.joining import join_all
@@ -30,8 +31,9 @@ KIND = "data_parallel"
 class DataParallel:
     """Replicates a training step over the devices that match `workers`, with variables on those that match `ps`.
 
-    - `workers`, `ps`: partial devices. When nothing matches `ps` (or it is None) variables are spread over the workers;
-      when nothing matches `workers` there is one replica, wherever the placer puts it.
+    - `workers`, `ps`: partial devices. When nothing matches `ps` variables are spread over the workers. None: where
+      `sync`, every worker has all variables, and gradients go around a ring of them (`allreduce`). When nothing
+      matches `workers` there is one replica, wherever the placer puts it.
     - `sync`: wait for the gradients of a step and apply their mean; otherwise apply each as it comes.
     - `backup`: of the n replicas of synchronous training, the first n - backup to come make a step; what comes later
       is dropped. A slow or lost worker then does not hold up the others. Less than half of the replicas.
@@ -56,6 +58,10 @@ class DataParallel:
             raise GraphError(f"backup is a number of workers, not {self.backup!r}")
         if self.backup and not self.sync:
             raise GraphError(f"backup={self.backup} is of synchronous training: no replica of another waits")
+        if self.compress and self.replicated:
+            raise GraphError(
+                f"compress={self.compress!r} is of gradients that go to a ps; with ps=None they go around a ring"
+            )
         if self.staleness is not None:
             if isinstance(self.staleness, bool) or int(self.staleness) != self.staleness or self.staleness < 0:
                 raise GraphError(f"staleness is a number of steps, not {self.staleness!r}")
@@ -77,6 +83,11 @@ class DataParallel:
     def separate(self) -> bool:
         """Whether each replica drives its own steps."""
         return not self.sync or self.backup > 0
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every worker has all variables, and gradients go around among them."""
+        return self.ps is None and not self.separate
 
     def replica_devices(self, available: Sequence[DeviceSpec]) -> list[DeviceSpec]:
         """One device a replica: every GPU that matches, or where a task has none its first device."""
@@ -129,6 +140,8 @@ class DataParallel:
             replication = Replication(graph, step, fetches, replicas, dealt=True)
             return staleness.build(replication, role, self.staleness, self.compress).expanded(prefer)
         replication = Replication(graph, step, fetches, replicas)
+        if self.replicated and len(replicas) > 1:
+            return build_ring(replication, role)
         replication.early()
         for index in range(len(replicas)):
             replication.replica(index)

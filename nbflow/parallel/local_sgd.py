@@ -19,7 +19,7 @@ from nbflow.op import AttrValue
 from nbflow.ops import cond, constant, equal, weighted_sum
 from nbflow.ops._build import build
 from nbflow.parallel.base import ALL, Expanded, Role, keep_only
-from nbflow.parallel.coordinating import Coordination
+from nbflow.parallel.coordinating import NO_BOUND, Coordination, nothing
 from nbflow.parallel.data_parallel import DataParallel
 from nbflow.parallel.joining import join
 from nbflow.parallel.replicate import Replication
@@ -29,8 +29,6 @@ from nbflow.spec import kind_of
 KIND = "local_sgd"
 # What all replicas share.
 _SHARED = ("placeholder", "queue")
-# A bound on the staleness that never holds anybody up: the coordinator only counts.
-_NO_BOUND = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +97,15 @@ class _Local:
     def build(self, prefer: dict[str, str]) -> Expanded:
         replication, made = self.replication, self.replication.made
         name = replication.step.name
-        pace = {"worker": 0, "staleness": _NO_BOUND}
+        pace = {"worker": 0, "staleness": NO_BOUND}
         count = self.meeting.add("coordinator_pace", (self.meeting.handle,), pace, name=f"{name}/count").outputs[0]
         for index in range(len(replication.replicas)):
             self._copy_variables(index)
         with made.as_default(), made.absolute_scope(name):
-            begin = cond(equal(count % self.every, 0), self._take, _nothing, name="take_average")
+            begin = cond(equal(count % self.every, 0), self._take, nothing, name="take_average")
         steps = [self._replica(index, begin) for index in range(len(replication.replicas))]
         with made.as_default(), made.absolute_scope(name), made.control_dependencies(steps):
-            end = cond(equal((count + 1) % self.every, 0), self._give, _nothing, name="make_average")
+            end = cond(equal((count + 1) % self.every, 0), self._give, nothing, name="make_average")
         tick = self.meeting.add(
             "coordinator_tick", (self.meeting.handle,), {"worker": 0}, name=f"{name}/tick", after=[end]
         )
@@ -177,7 +175,3 @@ class _Local:
     def _assign(self, variable: Node, value: Tensor) -> None:
         attrs = {"variable": variable.name, "shape": variable.outputs[0].spec.shape}
         build("assign", (variable.outputs[0], value), attrs)
-
-
-def _nothing() -> None:
-    """The other branch."""

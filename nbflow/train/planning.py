@@ -77,19 +77,24 @@ def plan_loops(
     common = Loop(run_id, run_id, {}, {}, (), 1, steps, every, stop_on_nan)
     if replicas > 1 and isinstance(strategy, DataParallel) and strategy.backup:
         return _with_backups(session, step, metrics, common, replicas, strategy.needed(replicas), done)
-    if isinstance(strategy, LocalSGD):
-        if steps % strategy.every:
-            raise GraphError(
-                f"steps={steps} is no multiple of every={strategy.every} of LocalSGD; what follows the last average "
-                "would be lost"
-            )
+    if isinstance(strategy, LocalSGD) and steps % strategy.every:
+        raise GraphError(
+            f"steps={steps} is no multiple of every={strategy.every} of LocalSGD; what follows the last average "
+            "would be lost"
+        )
+    copied = isinstance(strategy, LocalSGD) or (isinstance(strategy, DataParallel) and strategy.replicated)
+    if (
+        copied
+        and strategy is not None
+        and len(strategy.replica_devices([i.spec for i in session.cluster.devices()])) > 1
+    ):
         session.look(session.prepare([step], {}, role=Role("open")))
     paced = replicas > 1 and isinstance(strategy, DataParallel) and strategy.staleness is not None
     members = []
     loops = min(replicas, steps)
     done = shared_out(done, loops, steps)
     for index in range(loops):
-        role = Role("replica", index) if replicas > 1 else ALL
+        role = Role("replica", index) if replicas > 1 else Role("chief") if copied else ALL
         name = f"replica_{index}" if replicas > 1 else ""
         share = max(0, steps // replicas + (index < steps % replicas) - done[index])
         loop = replace(common, id=f"{run_id}-{index}", first=done[index] + 1, steps=share, replica=name)
