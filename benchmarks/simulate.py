@@ -16,13 +16,16 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import common  # first: it names the threads
 
 import nbflow as nf
 from nbflow import simulate as sim
+from nbflow.cost import work_of
 from nbflow.simulate.times import Measured
+from nbflow.simulate.zoo import step_of
 from nbflow.trace import Trace
 
 # What the null devices of the first part are said to be.
@@ -57,6 +60,10 @@ def stand_in() -> tuple[nf.Node, float]:
         for _ in range(16):
             x = nf.nn.relu(nf.layers.dense(x, width, use_bias=False))
         return nf.optim.SGD(0.01).minimize(nf.mean(x)), 3 * 16 * 2 * 32 * width**2
+
+
+def flops_of(step: nf.Node) -> float:
+    return sum(work_of(node).flops for node in step.graph.nodes.values())
 
 
 def timed(session: nf.Session, step: nf.Node, windows: int) -> list[float]:
@@ -177,7 +184,12 @@ def published_part(steps: int) -> list[dict[str, Any]]:
     cluster = sim.Described(machine, stragglers=sim.Stragglers.parse(STRAGGLERS), control=sim.Control(6e-5, 6e-5))
     print(f"\npublished: {PS} ps for 100 workers, {PS_OF_50} for 50, with links of {LINK / 1e9:g} GB/s;")
     print(f"{COMPUTE_S} s of compute, stragglers {STRAGGLERS}")
-    curve = sim.scaling(step, [100], cluster, ps=PS, steps=max(10, steps // 4), title="95 MB, 16 layers")
+    inception = step_of("inception-v3")
+    whole = sim.parse_machine(f"flops={flops_of(inception) / COMPUTE_S:.6g}/link={LINK:g}/latency=50us")
+    curve = sim.scaling(
+        inception, [100], replace(cluster, machine=whole), ps=PS, steps=max(5, steps // 10), title="Inception-v3"
+    )
+    print(curve)
     found = sim.backups(step, 50, 6, cluster, ps=PS_OF_50, steps=steps, title="95 MB, 16 layers")
     values = {
         "speed-up on 100 GPUs": curve.speed_up(curve.predictions[-1]),
