@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from nbflow.explain import PlacementTable, graph_json, placement_table
+from nbflow.explain import PlacementTable, graph_json
 from nbflow.graph import Graph, get_graph
 from nbflow.optimize import Report
 from nbflow.session import Session
@@ -76,11 +76,12 @@ def run(
 
 
 def placement(fetches: Any) -> PlacementTable:
-    """Where each op of a run of `fetches` goes, and why. Nothing runs."""
+    """Where each op of a run of `fetches` goes, and why; with what each is predicted to take, and what it took when it
+    was last traced. Nothing runs. docs/placement.md."""
     leaves, _ = flatten(fetches)
     if not leaves:
         return PlacementTable([])
-    return placement_table(*current_session().preview(leaves))
+    return current_session().placement(leaves)
 
 
 def optimization(fetches: Any) -> Report:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from nbflow.body import Body, bodies_of
+from nbflow.body import ARGUMENT, Body, bodies_of
+from nbflow.cost import CostModel
 from nbflow.errors import NbflowError
 from nbflow.graph import Graph, Node, topological
 from nbflow.placement import Placed
+from nbflow.placement_problem import time_text
 from nbflow.plan import Instruction, Plan
 from nbflow.spec import TensorSpec
 
@@ -21,6 +23,7 @@ SCHEMA = "nbflow.graph.v1"
 ATTR_CHARS = 80
 # The attributes of one line of a listing: enough to tell two ops apart.
 LINE_CHARS = 48
+NOTHING = "–"
 
 
 def graph_json(graph: Graph, placement: Mapping[str, Placed] | None = None) -> dict[str, Any]:
@@ -78,7 +81,8 @@ def _short(value: Any) -> str:
 @dataclass(frozen=True, slots=True)
 class PlacementRow:
     """Where one op goes. `asked` is what the user wrote, possibly partial or empty; `actual` is empty for an op that a
-    pass removed without anything in its place."""
+    pass removed without anything in its place. Times are seconds: what the placer takes it to take there, and what the
+    last traced step measured; None where that is not known."""
 
     op: str
     type: str
@@ -86,6 +90,8 @@ class PlacementRow:
     actual: str
     why: str
     cell: str
+    predicted_s: float | None = None
+    measured_s: float | None = None
 
 
 class PlacementTable(Sequence[PlacementRow]):
@@ -104,22 +110,39 @@ class PlacementTable(Sequence[PlacementRow]):
         return iter(self.rows)
 
     def __repr__(self) -> str:
-        head = ("op", "asked", "actual", "why")
-        lines = [head, *((r.op, r.asked or "–", r.actual or "–", r.why) for r in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(3)]
-        padded = [[*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[3]] for line in lines]
-        return "\n".join("  ".join(cells) for cells in padded)
+        head = ("op", "asked", "actual", "predicted", "measured", "why")
+        lines = [head, *map(cells, self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        padded = [[*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[5]] for line in lines]
+        return "\n".join("  ".join(line) for line in padded)
 
 
-def placement_table(graph: Graph, placement: Mapping[str, Placed]) -> PlacementTable:
-    """One row a node, and one for each op in its bodies."""
-    return PlacementTable(
-        [
-            PlacementRow(name, n.op, p.asked, str(p.device), p.why, n.where)
-            for name, n in _everywhere(graph, "")
-            if (p := placement.get(name)) is not None
-        ]
-    )
+def cells(row: PlacementRow) -> tuple[str, str, str, str, str, str]:
+    """A row as text: op, asked, actual, predicted, measured, why."""
+    times = [NOTHING if s is None else time_text(s) for s in (row.predicted_s, row.measured_s)]
+    return row.op, row.asked or NOTHING, row.actual or NOTHING, times[0], times[1], row.why
+
+
+def placement_table(
+    graph: Graph,
+    placement: Mapping[str, Placed],
+    cost: CostModel | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> PlacementTable:
+    """One row a node, and one for each op in its bodies. `cost` gives what was predicted, `measured` maps names to
+    seconds."""
+    rows = []
+    for name, node in _everywhere(graph, ""):
+        placed = placement.get(name)
+        if placed is None:
+            continue
+        known = cost is not None and placed.device in cost.devices and node.op != ARGUMENT
+        predicted_s = cost.compute_seconds(node, placed.device) if cost is not None and known else None
+        took_s = (measured or {}).get(name)
+        rows.append(
+            PlacementRow(name, node.op, placed.asked, str(placed.device), placed.why, node.where, predicted_s, took_s)
+        )
+    return PlacementTable(rows)
 
 
 def _everywhere(graph: Graph, prefix: str) -> Iterator[tuple[str, Node]]:

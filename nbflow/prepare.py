@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nbflow import parallel
@@ -11,6 +11,7 @@ from nbflow.backends.available import supports
 from nbflow.backends.host import evaluate
 from nbflow.body import bodies_of
 from nbflow.compile import bundles_by_task, check_plan, compile_part
+from nbflow.cost import CostModel
 from nbflow.device import DeviceSpec
 from nbflow.graph import Graph, Node, Tensor, ancestors
 from nbflow.ops import queue, replicas
@@ -33,11 +34,13 @@ _WAITING = queue.WAITING | replicas.WAITING
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a run is prepared for. `homes`: state key -> where that state lives already. `passes`: see `optimize`."""
+    """What a run is prepared for. `homes`: state key -> where that state lives already. `passes`: see `optimize`.
+    `cost`: see `place`."""
 
     infos: Sequence[DeviceInfo]
     homes: Mapping[str, DeviceSpec]
     passes: tuple[str, ...]
+    cost: Callable[[], CostModel] | None = None
 
     @property
     def devices(self) -> list[DeviceSpec]:
@@ -161,7 +164,7 @@ def _arrange(optimized: Optimized, setting: Setting, prefer: Mapping[str, str]) 
     graph = optimized.graph
     keys = {n.name: state_key(graph, n.name) for n in graph.nodes.values() if n.op in HOLDERS}
     homes = {name: setting.homes[key] for name, key in keys.items() if key in setting.homes}
-    placed = place(graph, setting.infos, homes=homes, prefer=prefer, supports=supports)
+    placed = place(graph, setting.infos, homes=homes, prefer=prefer, supports=supports, cost=setting.cost)
     place_bodies(graph, placed, setting.devices, supports)
     if "schedule" not in setting.passes:
         return placed, {}

@@ -8,6 +8,7 @@ import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,8 +18,10 @@ from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
 from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError, WorkerLost
 from nbflow.events import Emitter, Event
+from nbflow.explain import PlacementTable, placement_table
 from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.inprocess import InProcessCluster
+from nbflow.measured import Costs, seconds_by_op
 from nbflow.optimize import Report, chosen
 from nbflow.optimize.settings import Choice, parse
 from nbflow.parallel import ALL, Role
@@ -39,6 +42,7 @@ class Session:
 
     `cluster=None`: this process. `graph=None`: the current graph. `deadline_s`: how long a step may take.
     `passes`: what makes runs cheaper, by name (`nbflow.optimize.settings`); None: what is set for the process.
+    `profile`: the file of measured times that placement uses, or `off`; None: see `nbflow.profile`.
     """
 
     def __init__(
@@ -48,12 +52,14 @@ class Session:
         *,
         deadline_s: float = 3600.0,
         passes: Choice = None,
+        profile: str | Path | None = None,
     ) -> None:
         self._own_cluster = InProcessCluster() if cluster is None else None
         self.cluster: Cluster = cluster or self._own_cluster or InProcessCluster()
         self.graph = graph or get_graph()
         self.deadline_s = deadline_s
         self._passes = None if passes is None else parse(passes)
+        self.costs = Costs(profile)
         self.id = uuid.uuid4().hex
         self.events = Emitter()
         self.last: Prepared | None = None  # what ran last, for `%placement`
@@ -108,6 +114,7 @@ class Session:
         if not trace:
             return result
         self.last_trace = Trace(tuple(events))
+        self.costs.learn(self.last_trace, prepared.graph, prepared.placement, self.cluster.devices())
         return result, self.last_trace
 
     def _execute(
@@ -272,6 +279,18 @@ class Session:
             self._check_leaves(leaves)
             return preview(self.graph, leaves, self._setting())
 
+    def placement(self, leaves: Sequence[Leaf] | None = None) -> PlacementTable:
+        """Where each op of a run of `leaves` goes, or of what ran last, and why; what that is predicted to take, and
+        took when it was last traced. Nothing runs. Raises GraphError when nothing has run."""
+        if leaves is None:
+            if self.last is None:
+                raise GraphError("nothing has run yet; name what to place, as in `%placement loss`")
+            graph, placed = self.last.graph, self.last.placement
+        else:
+            graph, placed = self.preview(leaves)
+        measured = {} if self.last_trace is None else seconds_by_op(self.last_trace)
+        return placement_table(graph, placed, self.costs.model(self.cluster.devices()), measured)
+
     def optimization(self, leaves: Sequence[Leaf]) -> Report:
         """What the passes do to a run of `leaves`. Nothing is run or kept; placeholders need no values."""
         with self._lock:
@@ -279,7 +298,8 @@ class Session:
             return optimization(self.graph, leaves, self._setting())
 
     def _setting(self) -> Setting:
-        return Setting(self.cluster.devices(), self._homes, self.passes)
+        infos = self.cluster.devices()
+        return Setting(infos, self._homes, self.passes, lambda: self.costs.model(infos))
 
     def _register(self, prepared: Prepared) -> None:
         for task, bundle in prepared.bundles.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from nbflow.current import current_session, optimization, placement
 from nbflow.errors import GraphError
-from nbflow.explain import PlacementTable, placement_table
+from nbflow.explain import PlacementTable
 from nbflow.optimize import Report
 from nbflow.trace import Trace
 from nbflow_kernel.tracebacks import Acknowledged
@@ -29,10 +29,7 @@ def placement_of(fetches: Any = None) -> PlacementTable:
     """The placement of `fetches`; None: of what ran last. Raises GraphError when nothing has run."""
     if fetches is not None:
         return placement(fetches)
-    last = current_session().last
-    if last is None:
-        raise GraphError("nothing has run yet; name what to place, as in `%placement loss`")
-    return placement_table(last.graph, last.placement)
+    return current_session().placement()
 
 
 def optimization_of(fetches: Any = None) -> Report:

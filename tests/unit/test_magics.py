@@ -210,7 +210,7 @@ def test_placement_of_names_and_of_the_last_run(run: Run, shell: InteractiveShel
     table = shell.run_line_magic("placement", "y")
     assert [row[0] for row in table.rows] == ["p", "x", "add"]
     assert all(row[2].endswith("cpu:0") for row in table.rows)
-    assert str(table).splitlines()[1].split() == ["op", "asked", "actual", "why"]
+    assert str(table).splitlines()[1].split() == ["op", "asked", "actual", "predicted", "measured", "why"]
     assert "<table>" in table.html()
     run("nf.run(y, {'p': 1.0} and {nf.get_graph().nodes['p'].outputs[0]: 1.0})")
     assert "add" in [row[0] for row in shell.run_line_magic("placement", "").rows]

@@ -7,6 +7,7 @@ from typing import Any
 
 from IPython.core.magic import line_magic, magics_class
 
+from nbflow.explain import cells
 from nbflow_kernel.doors import placement_of
 from nbflow_kernel.magics.base import Family, Parser
 from nbflow_kernel.table import Table
@@ -18,12 +19,14 @@ def placement(fetches: Any = None) -> Table:
 
 
 def as_table(rows: Iterable[Any]) -> Table:
-    found = tuple((row.op, row.asked or "-", row.actual, row.why) for row in rows)
+    found = []
     count: dict[str, int] = {}
-    for _, _, actual, _ in found:
-        count[actual] = count.get(actual, 0) + 1
+    for row in rows:
+        found.append(cells(row))
+        count[row.actual] = count.get(row.actual, 0) + 1
     caption = f"{len(found)} ops: " + ", ".join(f"{n} on {device}" for device, n in sorted(count.items()))
-    return Table(("op", "asked", "actual", "why"), found, caption, "nothing to place")
+    head = ("op", "asked", "actual", "predicted", "measured", "why")
+    return Table(head, tuple(found), caption, "nothing to place")
 
 
 def _parser() -> Parser:
