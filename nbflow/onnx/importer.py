@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import (
     AttributeProto,
     FunctionProto,
@@ -104,12 +104,33 @@ def _read(source: Source) -> tuple[ModelProto, str]:
             else:
                 model = onnx.load(os.fspath(source))
                 origin = os.path.splitext(os.path.basename(os.fspath(source)))[0]
-        except (DecodeError, ValueError) as error:
+        except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
             what = "the bytes given" if isinstance(source, bytes) else os.fspath(source)
             raise GraphError(f"not an ONNX model: {what}: {error}") from None
     if not model.opset_import or not model.graph.output:
         raise GraphError(f"not an ONNX model, or a damaged one: {origin!r} has no opset or no outputs")
+    _check_text(model, origin)
     return model, origin
+
+
+def _check_text(message: Message, origin: str) -> None:
+    """Raises GraphError for text that is not UTF-8; protobuf gives it as bytes."""
+    for entry, value in message.ListFields():
+        values = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
+        if entry.type == entry.TYPE_MESSAGE:
+            for one in values:
+                _check_text(one, origin)
+        elif entry.type == entry.TYPE_STRING and any(isinstance(one, bytes) for one in values):
+            raise GraphError(f"a damaged ONNX model: {origin!r} has a {entry.name} that is not UTF-8: {values}")
+
+
+def _array(proto: TensorProto) -> np.ndarray[Any, Any]:
+    """The value of a tensor in the file. Raises GraphError when it is damaged."""
+    try:
+        return numpy_helper.to_array(proto)
+    except (KeyError, TypeError, ValueError) as error:
+        shape = ",".join(map(str, proto.dims))
+        raise GraphError(f"a damaged ONNX model: the tensor {proto.name!r} of shape [{shape}]: {error}") from None
 
 
 def _opsets(model: ModelProto, origin: str) -> dict[str, int]:
@@ -156,14 +177,14 @@ class _Import:
         proto = self.model.graph
         env: dict[str, Value] = {}
         for tensor in proto.initializer:
-            env[tensor.name] = self.initializer(tensor, numpy_helper.to_array(tensor))
+            env[tensor.name] = self.initializer(tensor, _array(tensor))
         nodes = []
         for node in proto.node:
             weight = _weight(node)
             if weight is None:
                 nodes.append(node)
             else:
-                env[weight.name] = self.initializer(weight, numpy_helper.to_array(weight))
+                env[weight.name] = self.initializer(weight, _array(weight))
         for sparse in proto.sparse_initializer:
             env[sparse.values.name] = self.initializer(sparse.values, _dense(sparse))
         inputs: dict[str, Value] = {}
@@ -215,7 +236,7 @@ def _weight(node: NodeProto) -> TensorProto | None:
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray[Any, Any]:
-    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    values, indices = _array(sparse.values), _array(sparse.indices)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
     if indices.ndim == 1:
         dense.reshape(-1)[indices] = values
@@ -288,7 +309,7 @@ class Builder:
         """The outputs of a body (of If, Loop, Scan, SequenceMap) on `inputs`; it sees the names of this level."""
         inner: ChainMap[str, Value] = ChainMap({}, self._env)
         for tensor in proto.initializer:
-            inner[tensor.name] = constant(numpy_helper.to_array(tensor), _clean(tensor.name) or None)
+            inner[tensor.name] = constant(_array(tensor), _clean(tensor.name) or None)
         inner.update({info.name: value for info, value in zip(proto.input, inputs, strict=False)})
         return Builder(self._owner, inner, self._opsets).nodes(proto.node, [o.name for o in proto.output])
 
@@ -365,7 +386,7 @@ def _attribute(proto: AttributeProto) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if proto.type == AttributeProto.TENSOR:
-        return numpy_helper.to_array(value)
+        return _array(value)
     if proto.type == AttributeProto.SPARSE_TENSOR:
         return _dense(value)
     if proto.type == AttributeProto.STRINGS:

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import nbflow as nf
-from nbflow.errors import DTypeError, GraphError
+from nbflow.errors import DTypeError, GraphError, NbflowError
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -336,3 +336,47 @@ def test_importing_nbflow_does_not_import_onnx_and_its_absence_is_explained() ->
         "else:\n    raise AssertionError('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def with_weights_in(location: str) -> bytes:
+    """A network whose matrix is said to be in another file."""
+    model = network()
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", location
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("location", ["../../outside", "/etc/hostname", "missing.bin"])
+def test_weights_in_other_files_stay_in_the_folder(tmp_path: Path, location: str) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(with_weights_in(location))
+    with pytest.raises(GraphError, match=r"not an ONNX model: .*tensor name: w"):
+        nf.onnx.load(path)
+
+
+def test_a_tensor_that_lies_about_its_size() -> None:
+    model = network()
+    model.graph.initializer[0].dims[0] = 10**12
+    with pytest.raises(GraphError, match=r"damaged .*'w' of shape \[1000000000000,3\]"):
+        nf.onnx.load(model)
+
+
+def test_damaged_files_are_refused() -> None:
+    """Cut anywhere, or with bytes changed: it loads, or it is an error of ours."""
+    whole = network().SerializeToString()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole[: random.integers(len(whole))] if random.random() < 0.4 else whole)
+        for _ in range(random.integers(3)):
+            if damaged:
+                damaged[random.integers(len(damaged))] = random.integers(256)
+        with nf.Graph().as_default():
+            try:
+                nf.onnx.load(bytes(damaged))
+            except NbflowError:
+                refused += 1
+    assert refused > 75
