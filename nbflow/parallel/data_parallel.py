@@ -147,4 +147,5 @@ class DataParallel:
             replication.replica(index)
         join_all(replication, self.compress)
         replication.rest()
+        replication.end_on(replicas[0])
         return replication.expanded(prefer)

@@ -186,6 +186,12 @@ class Replication:
             new = self.nodes[node.name]
             new.control_inputs = tuple(dict.fromkeys([*new.control_inputs, *copies]))
 
+    def end_on(self, device: DeviceSpec) -> None:
+        """The step ends on `device`, unless the user named a job: which of equal workers is best would be chance."""
+        end = self.nodes[self.step.name]
+        if end.op == "group" and end.device.job is None:
+            end.device = device.merge(DeviceSpec(type=end.device.type, index=end.device.index))
+
     def adapt(self, old: Node, new: Node, index: int) -> None:
         """A replica's node: on the replica's device unless the user named a job, with its part of the data."""
         new.colocate = ()
