@@ -25,6 +25,7 @@ from nbflow.ops.creation import zeros_like
 from nbflow.ops.elementwise import add
 from nbflow.ops.loops import build_loop, cond
 from nbflow.ops.ragged import crop_to
+from nbflow.ops.shape import reshape_like
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
 from nbflow.spec import TensorSpec, kind_of
 
@@ -88,15 +89,19 @@ def _with_twins(graph: Graph, forward: frozenset[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _is_invariant(node: Node, captured: int) -> bool:
-    """Whether `node` is the same in every iteration: made of constants and of arguments from number `captured` on."""
-    for other in ancestors([node]):
-        if other.op == ARGUMENT:
-            if other.attrs["index"] < captured:
-                return False
-        elif is_stateful(other):
-            return False
-    return True
+def _varying(nodes: Sequence[Node], own: int) -> set[str]:
+    """The names of `nodes` (topologically sorted) that differ between iterations: made of arguments before number
+    `own`, of state or of draws."""
+    found: set[str] = set()
+    for node in nodes:
+        if node.op == ARGUMENT:
+            differs = node.attrs["index"] < own
+        else:
+            before = (*(t.node for t in node.inputs), *node.control_inputs)
+            differs = is_stateful(node) or any(n.name in found for n in before)
+        if differs:
+            found.add(node.name)
+    return found
 
 
 def _transplant(swept: _Swept, into: Graph, known: TensorMap, wanted: Sequence[Tensor]) -> list[Tensor]:
@@ -181,7 +186,10 @@ def loop_gradient(node: Node, grads: Grads) -> Grads:
     for n, i in enumerate(captured):
         result[first + i] = backward.outputs[len(flowing) + n]
     for n, i in enumerate(scanned_found):
-        result[first + i] = backward.outputs[len(start) + 1 + n]
+        # Of no steps the rows have 0 for the dimensions that nobody knew: the shape is that of what was gone over.
+        rows_found, over_shape = backward.outputs[len(start) + 1 + n], outside[i].shape
+        known = over_shape is not None and None not in over_shape[1:]
+        result[first + i] = rows_found if known else reshape_like(rows_found, outside[i])
     return result
 
 
@@ -196,18 +204,20 @@ def _sorted_out(swept: _Swept, carried: int, scanned: int) -> tuple[list[Tensor]
     captures: set[int] = set()
     over: list[int] = []
     own = carried + scanned
-    for tensor in swept.used:
+    used = swept.used
+    varying = _varying(ancestors([t.node for t in used]), own)
+    for tensor in used:
         node = tensor.node
         index = node.attrs["index"] if node.op == ARGUMENT else -1
         if index >= own:
             captures.add(index)
         elif carried <= index:
             over.append(index)
-        elif node.op != ARGUMENT and _is_invariant(node, own):
+        elif node.name not in varying:
             again.append(node)
-            captures.update(int(n.attrs["index"]) for n in ancestors([node]) if n.op == ARGUMENT)
         else:
             kept.append(tensor)
+    captures.update(int(n.attrs["index"]) for n in ancestors(again) if n.op == ARGUMENT)
     return kept, again, sorted(captures), over
 
 

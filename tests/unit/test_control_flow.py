@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -609,3 +610,41 @@ def test_gradients_inside_a_body_for_what_is_around_it(graph: Graph) -> None:
         nf.map(lambda v: partly(v, doubled), rows)
     held = nf.map(lambda v: partly(v, nf.stop_gradient(doubled)), rows)
     np.testing.assert_allclose(Evaluator().run(held), np.diag([4.0, -2.0]))
+
+
+def test_the_gradient_of_no_steps_has_the_shape_of_what_was_gone_over(run: Any) -> None:
+    """What is stacked has no rows to take unknown dimensions from, but its gradient has: those of xs."""
+    x = nf.placeholder("float64", (None, None, 3), name="x")
+    anything = nf.placeholder("float64", None, name="anything")
+    last, rows = nf.scan(lambda c, row: (c + nf.sum(row), row * c), nf.constant(np.float64(1)), x)
+    doubled = nf.map(lambda row: nf.sum(row * row), x)  # a second gradient for x, to be added to the first
+    squared = nf.map(lambda row: row * row, anything)
+    grads = [*nf.gradients([last, nf.sum(rows), nf.sum(doubled)], [x]), *nf.gradients(nf.sum(squared), [anything])]
+    found = run(grads, {x: np.zeros((0, 2, 3)), anything: np.zeros((0, 4, 1))})
+    assert [g.shape for g in found] == [(0, 2, 3), (0, 4, 1)]
+    found = run(grads, {x: np.ones((1, 2, 3)), anything: np.full((2, 2), 3.0)})
+    np.testing.assert_array_equal(found[1], np.full((2, 2), 6.0))
+
+
+def test_long_bodies_are_differentiated_in_linear_time() -> None:
+    """What is before an op of the body is looked for once for all of them, not once for each."""
+    x = nf.placeholder("float64", (), name="x")
+
+    def body(i: Any, v: Any) -> Any:
+        for _ in range(400):
+            v = nf.sin(v) * 1.01
+        return i + 1, v
+
+    _, y = nf.while_loop(lambda i, v: i < 2, body, (0, x))
+    visited = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal visited
+        visited += event == "call" and frame.f_code.co_name == "ancestors"
+
+    sys.setprofile(count)
+    try:
+        nf.gradients(y, [x])
+    finally:
+        sys.setprofile(None)
+    assert visited < 100
