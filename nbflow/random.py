@@ -1,7 +1,16 @@
 """`nf.random`: random tensors. See `nbflow/ops/{random,distributions}.py`; `docs/random.md` has the bits."""
 
 from nbflow.ops.distributions import categorical, choice, exponential, gamma, gumbel, laplace, shuffle
-from nbflow.ops.random import bernoulli, normal, permutation, randint, truncated_normal, uniform, uniform_like
+from nbflow.ops.random import (
+    bernoulli,
+    normal,
+    normal_like,
+    permutation,
+    randint,
+    truncated_normal,
+    uniform,
+    uniform_like,
+)
 
 __all__ = [
     "bernoulli",
@@ -12,6 +21,7 @@ __all__ = [
     "gumbel",
     "laplace",
     "normal",
+    "normal_like",
     "permutation",
     "randint",
     "shuffle",

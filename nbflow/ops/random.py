@@ -16,8 +16,11 @@ from nbflow.errors import DTypeError, GraphError, ShapeError
 from nbflow.graph import Tensor
 from nbflow.op import Attrs
 from nbflow.ops._build import ArrayLike, as_tensor, build, convert
+from nbflow.ops.casting import astype
+from nbflow.ops.comparison import less, minimum
 from nbflow.ops.indexing import take
-from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, format_shape, kind_of, require_values
+from nbflow.ops.shape import broadcast_to, shape_argument
+from nbflow.spec import DTypeLike, TensorSpec, as_dtype, as_shape, format_shape, is_half, kind_of, require_values
 
 FLOAT32 = np.dtype(np.float32)
 INT64 = np.dtype(np.int64)
@@ -52,6 +55,9 @@ _define(
 )
 _define("random_normal", _filled_infer, "Normal. attrs: shape, mean, stddev, dtype.")
 _define(
+    "random_normal_like", _like_infer, "Normal, shaped like the input, which is not read. attrs: mean, stddev, dtype."
+)
+_define(
     "random_truncated_normal",
     _filled_infer,
     "Normal, within two standard deviations. attrs: shape, mean, stddev, dtype.",
@@ -67,9 +73,19 @@ def static_shape_of(shape: Any) -> tuple[int, ...]:
     if found is None or any(d is None for d in found):
         raise ShapeError(
             f"random numbers need a static shape, got {format_shape(found)}; "
-            "nf.random.uniform_like(x) draws in the shape that x has at run time"
+            "nf.random.uniform_like(x) and normal_like(x) draw in the shape that x has at run time"
         )
     return tuple(d for d in found if d is not None)
+
+
+def _shape_at_run_time(shape: Any) -> Tensor | None:
+    """Something of the given `shape` when tensors are in it (`nf.shape_of(x)`, `(n, 3)`); None for a static shape."""
+    _, extra = shape_argument(shape) if _has_tensors(shape) else ((), ())
+    return broadcast_to(convert(False), shape) if extra else None
+
+
+def _has_tensors(shape: Any) -> bool:
+    return any(as_tensor(item) is not None for item in (shape, *(shape if isinstance(shape, (list, tuple)) else ())))
 
 
 def floating(dtype: DTypeLike) -> np.dtype[Any]:
@@ -83,9 +99,24 @@ def floating(dtype: DTypeLike) -> np.dtype[Any]:
 def normal(
     shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: DTypeLike = FLOAT32, *, name: str | None = None
 ) -> Tensor:
-    """Normally distributed."""
+    """Normally distributed. Dimensions may be integer tensors, as in `nf.shape_of(x)`."""
+    like = _shape_at_run_time(shape)
+    if like is not None:
+        return normal_like(like, mean, stddev, floating(dtype), name=name)
     attrs = {"shape": static_shape_of(shape), "mean": float(mean), "stddev": float(stddev), "dtype": floating(dtype)}
     return build("random_normal", (), attrs, name=name)
+
+
+def normal_like(
+    x: ArrayLike, mean: float = 0.0, stddev: float = 1.0, dtype: DTypeLike = None, *, name: str | None = None
+) -> Tensor:
+    """Normally distributed, in the shape that `x` has at run time, and its dtype when that is floating (else float32).
+
+    Draws what `normal` of that name does in that shape.
+    """
+    tensor = convert(x)
+    attrs = {"mean": float(mean), "stddev": float(stddev), "dtype": _dtype_like(tensor, dtype)}
+    return build("random_normal_like", (tensor,), attrs, name=name)
 
 
 def truncated_normal(
@@ -99,9 +130,12 @@ def truncated_normal(
 def uniform(
     shape: Any, minval: float = 0.0, maxval: float = 1.0, dtype: DTypeLike = FLOAT32, *, name: str | None = None
 ) -> Tensor:
-    """Uniform in [minval, maxval). Raises GraphError for an empty interval."""
+    """Uniform in [minval, maxval). Dimensions may be integer tensors. Raises GraphError for an empty interval."""
     if not minval < maxval:
         raise GraphError(f"the interval from minval={minval} to maxval={maxval} is empty")
+    like = _shape_at_run_time(shape)
+    if like is not None:
+        return _stretched(like, float(minval), float(maxval), floating(dtype), name)
     attrs = {
         "shape": static_shape_of(shape),
         "minval": float(minval),
@@ -111,12 +145,25 @@ def uniform(
     return build("random_uniform", (), attrs, name=name)
 
 
+def _stretched(like: Tensor, low: float, high: float, dtype: np.dtype[Any], name: str | None) -> Tensor:
+    """Uniform in [low, high) in the shape of `like`."""
+    if (low, high) == (0.0, 1.0):
+        return uniform_like(like, dtype, name=name)
+    drawn = uniform_like(like, FLOAT32 if is_half(dtype) else dtype, name=None if name is None else f"{name}_drawn")
+    # Rounding may give `high` itself; the interval is half open.
+    below = np.nextafter(dtype.type(high), dtype.type(low))
+    return minimum(astype(drawn * (high - low) + low, dtype), convert(below), name=name)
+
+
 def uniform_like(x: ArrayLike, dtype: DTypeLike = None, *, name: str | None = None) -> Tensor:
     """Uniform in [0, 1), in the shape that `x` has at run time, and its dtype when that is floating (else float32)."""
     tensor = convert(x)
-    default = tensor.dtype if kind_of(tensor.dtype) == "f" else FLOAT32
-    attrs = {"dtype": default if dtype is None else floating(dtype)}
-    return build("random_uniform_like", (tensor,), attrs, name=name)
+    return build("random_uniform_like", (tensor,), {"dtype": _dtype_like(tensor, dtype)}, name=name)
+
+
+def _dtype_like(x: Tensor, dtype: DTypeLike) -> np.dtype[Any]:
+    default = x.dtype if kind_of(x.dtype) == "f" else FLOAT32
+    return default if dtype is None else floating(dtype)
 
 
 def randint(shape: Any, low: int, high: int, dtype: DTypeLike = INT64, *, name: str | None = None) -> Tensor:
@@ -134,9 +181,15 @@ def randint(shape: Any, low: int, high: int, dtype: DTypeLike = INT64, *, name: 
 
 
 def bernoulli(shape: Any, p: float = 0.5, dtype: DTypeLike = np.bool_, *, name: str | None = None) -> Tensor:
-    """True (1 for other dtypes) with probability `p`. Raises GraphError unless 0 <= p <= 1."""
+    """True (1 for other dtypes) with probability `p`. Dimensions may be integer tensors. Raises GraphError unless
+    0 <= p <= 1."""
     if not 0 <= p <= 1:
         raise GraphError(f"a probability lies between 0 and 1, not {p}")
+    like = _shape_at_run_time(shape)
+    if like is not None:
+        drawn = uniform_like(like, np.float64, name=None if name is None else f"{name}_drawn")
+        below = less(drawn, float(p), name=name if as_dtype(dtype) == np.bool_ else None)
+        return below if below.dtype == as_dtype(dtype) else astype(below, dtype, name=name)
     attrs = {"shape": static_shape_of(shape), "p": float(p), "dtype": as_dtype(dtype)}
     return build("random_bernoulli", (), attrs, name=name)
 

@@ -34,7 +34,7 @@ WIDEST = {k: np.dtype(n) for k, n in (("f", "f8"), ("c", "c16"), ("i", "i8"), ("
 # Ops whose values have no counterpart in double precision, or lose more than rounding does.
 LOOSE = {
     "nextafter": "the neighbour of a float32 is not that of a float64",
-    "random_uniform_like": "each precision draws its own numbers",
+    **dict.fromkeys(("random_uniform_like", "random_normal_like"), "each precision draws its own numbers"),
 }
 
 # A row that rounds a number it computed jumps where another precision does not: then only its dtype is compared.

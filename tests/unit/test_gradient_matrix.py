@@ -75,7 +75,10 @@ def test_every_gradient_rule_is_checked() -> None:
 # Ops that take and give floating point numbers and have no gradient, and why.
 WITHOUT = {
     **dict.fromkeys(("floor", "ceil", "trunc", "round", "floor_divide"), "0 off the jumps"),
-    **dict.fromkeys(("count", "random_uniform_like"), "does not depend on the numbers, only on how many there are"),
+    **dict.fromkeys(
+        ("count", "random_uniform_like", "random_normal_like"),
+        "does not depend on the numbers, only on how many there are",
+    ),
     **dict.fromkeys(("assign", "assign_add", "assign_sub"), "changes state; gradients are for what is read"),
     **dict.fromkeys(("gradient_join", "sparse_join"), "stands behind the backward pass"),
     "nextafter": "a step between numbers, not a function",

@@ -269,10 +269,11 @@ def test_random_numbers_have_their_distribution(tmp_path: Path) -> None:
         "normal": nf.random.normal((10_000,), 2.0, 0.5),
         "bernoulli": nf.random.bernoulli((10_000,), 0.3),
         "like": nf.random.uniform_like(x),
+        "normal_like": nf.random.normal_like(x, -1.0, 2.0),
         "dropout": nf.nn.dropout(x, 0.25),
     }
     save(tmp_path / "m.onnx", [x], outputs)
-    uniform, normal, bernoulli, like, dropout = run(tmp_path / "m.onnx", x=np.ones(10_000, "float32"))
+    uniform, normal, bernoulli, like, normal_like, dropout = run(tmp_path / "m.onnx", x=np.ones(10_000, "float32"))
     assert -1 <= uniform.min() < -0.9 < 2.9 < uniform.max() <= 3
     assert abs(normal.mean() - 2) < 0.05
     assert abs(normal.std() - 0.5) < 0.05
@@ -280,6 +281,9 @@ def test_random_numbers_have_their_distribution(tmp_path: Path) -> None:
     assert abs(bernoulli.mean() - 0.3) < 0.05
     assert like.shape == (10_000,)
     assert 0 <= like.min() < like.max() <= 1
+    assert normal_like.shape == (10_000,)
+    assert abs(normal_like.mean() + 1) < 0.1
+    assert abs(normal_like.std() - 2) < 0.1
     assert abs((dropout == 0).mean() - 0.25) < 0.05
     assert set(np.round(np.unique(dropout), 4)) == {0, np.float32(1.3333)}
 

@@ -40,7 +40,7 @@ DIFFERENT: dict[str, tuple[Callable[[Case], bool], str]] = {
     "searchsorted": (lambda c: bool((np.diff(c.inputs[0]) < 0).any()), "the vector is not sorted"),
     "unique": (lambda c: bool(np.isnan(c.inputs[0]).any()), "onnxruntime's Unique takes all NaNs for one"),
     **dict.fromkeys(
-        ("random_uniform", "random_uniform_like", "random_normal", "random_bernoulli"),
+        ("random_uniform", "random_uniform_like", "random_normal", "random_normal_like", "random_bernoulli"),
         (lambda c: True, "other numbers are drawn; test_onnx_export.py looks at their distribution"),
     ),
 }

@@ -37,7 +37,7 @@ ANYTHING = {
     "ifftshift", "isfinite", "isinf", "isnan", "logical_not", "prod", "recompute_barrier", "roll", "round",
     "shape_of", "stop_gradient", "sum", "tile", "unique", "diagonal_grad", "getitem_grad", "max_pool_grad",
     "max_pool_pick", "max_unpool_grad", "pad_crop", "prod_others", "prod_others_grad", "random_uniform_like",
-    "resize_grad", "slice_dynamic_grad",
+    "random_normal_like",     "resize_grad", "slice_dynamic_grad",
 }  # fmt: skip
 
 

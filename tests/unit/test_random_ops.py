@@ -115,6 +115,37 @@ def test_uniform_like_draws_in_the_shape_at_run_time() -> None:
         np.testing.assert_array_equal(shape, [5, 3])
 
 
+def test_shapes_may_be_known_at_run_time_only() -> None:
+    """What a model with an unknown batch size draws is what it draws of that size."""
+    with Graph().as_default():
+        x = placeholder("float32", (None, 3))
+        n = shape_of(x)[0]
+        drawn = [
+            random.normal(shape_of(x), 1.0, 2.0, "float64", name="a"),
+            random.normal((n, 2), name="b"),
+            random.uniform((n, 2), -1.0, 3.0, "bfloat16"),
+            random.uniform((2, n), name="c"),
+            random.bernoulli((n,), 0.25, "int32"),
+            random.exponential((n, 2)),
+        ]
+        assert [t.shape for t in drawn] == [(None, 3), (None, 2), (None, 2), (2, None), (None,), (None, 2)]
+        found = evaluate(drawn, {x: np.zeros((500, 3), np.float32)})
+    assert [v.shape for v in found] == [(500, 3), (500, 2), (500, 2), (2, 500), (500,), (500, 2)]
+    with Graph().as_default():
+        static = [
+            random.normal((500, 3), 1.0, 2.0, "float64", name="a"),
+            random.normal((500, 2), name="b"),
+            random.uniform((2, 500), name="c"),
+        ]
+        for mine, right in zip((found[0], found[1], found[3]), evaluate(static), strict=True):
+            np.testing.assert_array_equal(mine, right)
+    stretched = found[2].astype(np.float64)
+    assert -1 <= stretched.min() < -0.9 < 2.9 < stretched.max() < 3
+    assert set(found[4]) == {0, 1}
+    assert abs(found[4].mean() - 0.25) < 0.1
+    assert abs(found[5].mean() - 1) < 0.1
+
+
 def test_errors() -> None:
     with Graph().as_default():
         with pytest.raises(ShapeError, match="uniform_like"):

@@ -99,6 +99,11 @@ def random_normal(ctx: Context, *, shape: Shape, mean: float, stddev: float, dty
     return _scaled(normals(ctx, _count(shape), dtype), stddev, mean, dtype, shape)
 
 
+@TABLE.implements("random_normal_like")
+def random_normal_like(ctx: Context, x: Floats, *, mean: float, stddev: float, dtype: np.dtype[Any]) -> Floats:
+    return _scaled(normals(ctx, x.size, dtype), stddev, mean, dtype, x.shape)
+
+
 @TABLE.implements("random_truncated_normal")
 def random_truncated_normal(ctx: Context, *, shape: Shape, mean: float, stddev: float, dtype: np.dtype[Any]) -> Floats:
     """Draws beyond two standard deviations are drawn again, each time with the next attempt's counter."""

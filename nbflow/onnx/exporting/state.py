@@ -124,5 +124,14 @@ def _bernoulli(s: Site) -> str:
 
 @RULES.writes("random_uniform_like")
 def _uniform_like(s: Site, x: str) -> str:
-    drawn = s.add("RandomUniformLike", s.add("ConstantOfShape", s.shape(x), value=np.zeros(1, FLOAT)), dtype=FLOAT)
+    return _drawn_like(s, "RandomUniformLike", x)
+
+
+@RULES.writes("random_normal_like")
+def _normal_like(s: Site, x: str) -> str:
+    return _drawn_like(s, "RandomNormalLike", x, mean=float(s.attrs["mean"]), scale=float(s.attrs["stddev"]))
+
+
+def _drawn_like(s: Site, op: str, x: str, **attrs: Any) -> str:
+    drawn = s.add(op, s.add("ConstantOfShape", s.shape(x), value=np.zeros(1, FLOAT)), dtype=FLOAT, **attrs)
     return s.cast(drawn, FLOAT, s.out.dtype)

@@ -47,7 +47,7 @@ def _uniform_like(c: Call) -> Any:
 
 @translates("RandomNormalLike")
 def _normal_like(c: Call) -> Any:
-    return draw.normal(_shape(c, c[0]), c.attr("mean", 0.0), c.attr("scale", 1.0), _dtype(c, c[0]))
+    return draw.normal_like(c[0], c.attr("mean", 0.0), c.attr("scale", 1.0), _dtype(c, c[0]))
 
 
 @translates("Bernoulli", since=15)

@@ -314,6 +314,12 @@ row(
     lambda: normals(_drawn("random_normal"), 3, _F8) * 0.5 + 2,
 )
 row(
+    "random_normal_like",
+    lambda x: nf.random.normal_like(x, 2.0, 0.5, "float64"),
+    [f(2, 3, dtype="float32")],
+    lambda x: normals(_drawn("random_normal_like"), 6, _F8).reshape(2, 3) * 0.5 + 2,
+)
+row(
     "random_truncated_normal",
     lambda: nf.random.truncated_normal((50,)),
     [],
