@@ -188,7 +188,10 @@ def test_a_dead_peer_fails_the_sender(cluster: Cluster) -> None:
     doors[FIRST].register(sender)
     pid = cluster.workers()[1].pid
     assert pid is not None
+    process = psutil.Process(pid)
     os.kill(pid, signal.SIGKILL)
+    # Until it has ended, what is sent to it counts as sent.
+    process.wait(10)
     step = doors[FIRST].start(command(sender, {"x": np.ones(10, np.float32)}))
     error = step.exception(10)
     assert isinstance(error, WorkerLost)
