@@ -303,8 +303,13 @@ def _stacked(node: Node) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
     """Shape and dtype of a row of each stacked output, for a loop that never runs; 0 where a dimension is unknown."""
     if node.op != "loop":
         return ()
-    rows = node.attrs["body"].outputs[node.attrs["carried"] :]
-    return tuple((tuple(d or 0 for d in t.shape or ()), t.dtype) for t in rows)
+    # Passes may have learnt more of the node's shapes than its body was told.
+    stacked: list[Tensor] = []
+    place = node.attrs["carried"] + 1
+    for padded in node.attrs["padded"]:
+        stacked.append(node.outputs[place])
+        place += 1 + padded  # the sizes of its rows follow
+    return tuple((tuple(d or 0 for d in (t.shape or ())[1:]), t.dtype) for t in stacked)
 
 
 def check_plan(plan: Plan) -> None:

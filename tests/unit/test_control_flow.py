@@ -618,8 +618,10 @@ def test_the_gradient_of_no_steps_has_the_shape_of_what_was_gone_over(run: Any) 
     anything = nf.placeholder("float64", None, name="anything")
     last, rows = nf.scan(lambda c, row: (c + nf.sum(row), row * c), nf.constant(np.float64(1)), x)
     doubled = nf.map(lambda row: nf.sum(row * row), x)  # a second gradient for x, to be added to the first
+    turned = nf.map(lambda row: row @ nf.ones((3, 3), dtype="float64"), x)
     squared = nf.map(lambda row: row * row, anything)
-    grads = [*nf.gradients([last, nf.sum(rows), nf.sum(doubled)], [x]), *nf.gradients(nf.sum(squared), [anything])]
+    sums = [last, *map(nf.sum, (rows, doubled, turned))]
+    grads = [*nf.gradients(sums, [x]), *nf.gradients(nf.sum(squared), [anything])]
     found = run(grads, {x: np.zeros((0, 2, 3)), anything: np.zeros((0, 4, 1))})
     assert [g.shape for g in found] == [(0, 2, 3), (0, 4, 1)]
     found = run(grads, {x: np.ones((1, 2, 3)), anything: np.full((2, 2), 3.0)})
