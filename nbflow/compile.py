@@ -16,7 +16,7 @@ import numpy as np
 from nbflow import op as ops
 from nbflow.body import ARGUMENT, Body, bodies_of
 from nbflow.errors import GraphError
-from nbflow.graph import Graph, Node
+from nbflow.graph import Graph, Node, Tensor
 from nbflow.partition import CONTROL, Item, Part
 from nbflow.plan import Constant, Feed, Fetch, Instruction, Plan
 from nbflow.spec import TensorSpec

@@ -49,6 +49,33 @@ def test_any_tensor_can_be_fed(session: Session) -> None:
     assert session.run(z, {x: np.zeros((0, 2), np.float32)}).shape == (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "error"),
+    [
+        ("int64", 2.7, "cannot hold 2.7"),
+        ("int64", float("nan"), "cannot hold nan"),
+        ("uint8", [1, 300], "cannot hold"),
+        ("uint8", -1, "cannot hold -1"),
+        ("float32", 1j, "was fed complex128"),
+        ("int64", [[1, 2], [3]], "no array"),
+    ],
+)
+def test_python_numbers_are_never_changed_to_fit(session: Session, dtype: str, value: Any, error: str) -> None:
+    x = nf.placeholder(dtype, None)
+    with pytest.raises((errors.DTypeError, errors.ShapeError), match=error):
+        session.run(x, {x: value})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("int64", []), ("int32", 3.0), ("uint64", 2**64 - 1), ("bfloat16", [1.5])]
+)
+def test_python_numbers_take_the_dtype_that_holds_them(session: Session, dtype: str, value: Any) -> None:
+    x = nf.placeholder(dtype, None)
+    found = session.run(x, {x: value})
+    assert found.dtype == x.dtype
+    np.testing.assert_array_equal(found.astype(object), np.asarray(value, dtype=object))
+
+
 def test_bad_feeds_and_fetches_are_clear_errors(session: Session) -> None:
     x = nf.placeholder("float32", (None, 2), name="x")
     y = x + 1.0
