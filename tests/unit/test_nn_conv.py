@@ -121,6 +121,19 @@ def test_conv2d_of_no_images() -> None:
         np.testing.assert_array_equal(slope, np.zeros((3, 3, 1, 2)))
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4)])
+def test_gradients_of_conv1d_over_nothing(shape: tuple[int, ...], groups: int) -> None:
+    with Graph().as_default():
+        a = placeholder("float32", (None, None, 4))
+        w = constant(np.ones((3, 4 // groups, 8), np.float32))
+        y = nn.conv1d(a, w, groups=groups)
+        found, *slopes = evaluate([y, *gradients(sum(y), [a, w])], {a: np.zeros(shape, np.float32)})
+        assert found.shape == (*shape[:2], 8)
+        assert slopes[0].shape == shape
+        np.testing.assert_array_equal(slopes[1], np.zeros(w.shape))
+
+
 def test_conv2d_errors() -> None:
     with Graph().as_default():
         x = placeholder("float32", (None, 8, 8, 3))

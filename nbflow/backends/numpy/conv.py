@@ -52,8 +52,8 @@ def _prepared(dtype: np.dtype[Any], *arrays: Array) -> list[Array]:
 
 
 def _blocks(windows: Windows, padded: Array, channels: int) -> Iterator[tuple[slice, slice]]:
-    """(examples, windows of the first dimension) whose patches fill a block."""
-    n = padded.shape[0]
+    """(examples, windows of the first dimension) whose patches fill a block; none when there are no windows."""
+    n = padded.shape[0] if prod(windows.count) else 0
     row = prod(windows.count[1:]) * prod(windows.kernel) * channels * padded.dtype.itemsize
     fit = max(1, _BLOCK_BYTES // max(row, 1))
     rows = windows.count[0]
@@ -64,6 +64,11 @@ def _blocks(windows: Windows, padded: Array, channels: int) -> Iterator[tuple[sl
             yield part, slice(0, rows)
         else:
             yield from ((part, slice(first, min(first + fit, rows))) for first in range(0, rows, fit))
+
+
+def _matrix(x: Array) -> Array:
+    """(windows, channels). The windows are counted: -1 does not say how many where there are no channels."""
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
 
 def _check_channels(channels: int, w: Array, groups: int) -> None:
@@ -120,8 +125,8 @@ def _channels_first(x: Array, w: Array, windows: Windows, dtype: np.dtype[Any], 
     for part, rows in _blocks(windows, padded, channels):
         patches = padded[part] if windows.is_pointwise else windows.unfold_first(padded[part])
         lead = (slice(None),) * (patches.ndim - len(windows.count))
-        columns = patches[(*lead, rows)].reshape(patches.shape[0], size, -1)
         target = y[part, :, rows]
+        columns = patches[(*lead, rows)].reshape(patches.shape[0], size, prod(target.shape[2:]))
         target[...] = np.matmul(filters, columns).reshape(target.shape)
     if out is None:
         return np.asarray(y, dtype)
@@ -135,10 +140,10 @@ def _forward(padded: Array, w: Array, windows: Windows, y: Array, groups: int) -
     size, some = prod(w.shape[:-1]), outputs // groups
     for part, rows in _blocks(windows, padded, padded.shape[-1]):
         patches = windows.unfold(padded[part])[:, rows]
-        target = y[part, rows].reshape(-1, outputs)  # a view: either all rows, or those of one example
+        target = _matrix(y[part, rows])  # a view: either all rows, or those of one example
         for g in range(groups):
             filters = w[..., g * some : (g + 1) * some].reshape(size, some)
-            columns = patches[..., g * depth : (g + 1) * depth].reshape(-1, size)
+            columns = patches[..., g * depth : (g + 1) * depth].reshape(len(target), size)
             if groups == 1:
                 np.matmul(columns, filters, out=target)
             else:
@@ -147,8 +152,8 @@ def _forward(padded: Array, w: Array, windows: Windows, y: Array, groups: int) -
 
 def _depthwise(padded: Array, w: Array, windows: Windows, y: Array, groups: int) -> None:
     """Each channel has its own filters: a sum over the window moves less memory than patches of one channel."""
-    split = y.reshape(*y.shape[:-1], groups, -1)
-    filters = w.reshape(*windows.kernel, groups, -1)
+    split = y.reshape(*y.shape[:-1], groups, y.shape[-1] // groups)
+    filters = w.reshape(*windows.kernel, groups, w.shape[-1] // groups)
     split[...] = 0
     for at, picked in windows.taps():
         split += padded[picked][..., None] * filters[at]
@@ -176,8 +181,8 @@ def conv_input_grad(
     _check_windows(grad, windows, w.shape[-1], data_format)
     padded = np.zeros((n, *windows.padded, channels), grad.dtype)
     if _is_depthwise(w, groups):
-        split = grad.reshape(*grad.shape[:-1], groups, -1)
-        each = filters.reshape(*windows.kernel, groups, -1)
+        split = grad.reshape(*grad.shape[:-1], groups, grad.shape[-1] // groups)
+        each = filters.reshape(*windows.kernel, groups, w.shape[-1] // groups)
         letters = "nxyz"[: split.ndim - 2]
         for at, picked in windows.taps():
             padded[picked] += np.einsum(f"{letters}cm,cm->{letters}c", split, each[at])
@@ -199,11 +204,13 @@ def _fold(padded: Array, grad: Array, w: Array, windows: Windows, groups: int) -
     whole = (slice(None),) * len(windows.kernel)
     step = windows.strides[0]
     for part, rows in _blocks(windows, padded, padded.shape[-1]):
-        given = grad[part, rows].reshape(-1, outputs)
+        given = _matrix(grad[part, rows])
         for g in range(groups):
             filters = w[..., g * some : (g + 1) * some].reshape(size, some)
             patches = given[:, g * some : (g + 1) * some] @ filters.T
-            patches = patches.reshape(-1, rows.stop - rows.start, *windows.count[1:], *windows.kernel, depth)
+            patches = patches.reshape(
+                part.stop - part.start, rows.stop - rows.start, *windows.count[1:], *windows.kernel, depth
+            )
             target = padded[part, ..., g * depth : (g + 1) * depth]
             for at, (examples, first, *others) in windows.taps():
                 begin = first.start + rows.start * step
@@ -233,8 +240,8 @@ def conv_filter_grad(
     padded = windows.pad(image)
     made = np.zeros((*kernel, depth, outputs), image.dtype)
     if groups > 1 and depth == 1:
-        split = grad.reshape(*grad.shape[:-1], groups, -1)
-        filters = made.reshape(*kernel, groups, -1)
+        split = grad.reshape(*grad.shape[:-1], groups, grad.shape[-1] // groups)
+        filters = made.reshape(*kernel, groups, outputs // groups)
         letters = "nxyz"[: split.ndim - 2]
         for at, picked in windows.taps():
             filters[at] = np.einsum(f"{letters}c,{letters}cm->cm", padded[picked], split)
@@ -242,9 +249,9 @@ def conv_filter_grad(
     size, some = prod(kernel) * depth, outputs // groups
     for part, rows in _blocks(windows, padded, padded.shape[-1]):
         patches = windows.unfold(padded[part])[:, rows]
-        given = grad[part, rows].reshape(-1, outputs)
+        given = _matrix(grad[part, rows])
         for g in range(groups):
-            columns = patches[..., g * depth : (g + 1) * depth].reshape(-1, size)
+            columns = patches[..., g * depth : (g + 1) * depth].reshape(len(given), size)
             one = columns.T @ given[:, g * some : (g + 1) * some]
             made[..., g * some : (g + 1) * some] += one.reshape(*kernel, depth, some)
     return made.astype(dtype, copy=False)
