@@ -12,6 +12,8 @@ from nbflow.ops._build import ArrayLike, convert
 from nbflow.ops.attention import Window
 from nbflow.spec import format_shape
 
+Size = int | Tensor
+
 
 def multi_head_attention(
     query: ArrayLike,
@@ -61,8 +63,7 @@ def multi_head_attention(
         if rotary:
             q, k = nn.rotary_embedding(q), nn.rotary_embedding(k)
         seen = permute_dims(nn.attention(q, k, v, mask, causal, softcap=softcap, window=window), (0, 2, 1, 3))
-        length = shape_of(asked)[1] if (asked.shape or (None, None))[1] is None else (asked.shape or ())[1]
-        made = dense(reshape(seen, (-1, length, heads * depth)), features, use_bias=use_bias, name="output")
+        made = dense(reshape(seen, (*_sizes(asked), heads * depth)), features, use_bias=use_bias, name="output")
         return nn.dropout(made, dropout, training) if dropout else made
 
 
@@ -70,5 +71,12 @@ def _split_heads(x: Tensor, heads: int, depth: int) -> Tensor:
     """(batch, time, heads · depth) → (batch, heads, time, depth)."""
     if x.spec.rank != 3:
         raise ShapeError(f"multi_head_attention takes (batch, time, features), not {format_shape(x.shape)}")
-    time = shape_of(x)[1] if (x.shape or (None, None))[1] is None else (x.shape or ())[1]
-    return permute_dims(reshape(x, (-1, time, heads, depth)), (0, 2, 1, 3))
+    return permute_dims(reshape(x, (*_sizes(x), heads, depth)), (0, 2, 1, 3))
+
+
+def _sizes(x: Tensor) -> tuple[Size, Size]:
+    """(batch, time) for `reshape`. A batch of -1 is found by division, which says nothing where there are no steps."""
+    batch, time = (x.shape or (None, None))[:2]
+    if batch is None and time:
+        return -1, time
+    return shape_of(x)[0] if batch is None else batch, shape_of(x)[1] if time is None else time

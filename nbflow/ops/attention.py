@@ -105,6 +105,8 @@ def _shared(query: Tensor, x: Tensor) -> Tensor:
 
 def _placed(scores: Tensor, causal: bool, window: Window | None, offset: ArrayLike | None) -> Tensor | None:
     """Which keys a query sees by where it stands; None: all."""
+    if window is not None and not (isinstance(window, (tuple, list)) and len(window) == 2):
+        raise GraphError(f"a window is (keys before, keys after), either of them None for all, not {window!r}")
     before, after = window or (None, None)
     if causal:
         after = 0 if after is None else min(after, 0)

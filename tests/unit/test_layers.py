@@ -143,6 +143,16 @@ def test_multi_head_attention(graph: Graph) -> None:
     np.testing.assert_allclose(one[:, :4], two[:, :4], rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 8), (0, 5, 8), (0, 0, 8)])
+def test_multi_head_attention_over_nothing(graph: Graph, shape: tuple[int, ...]) -> None:
+    for n, dims in enumerate(((None, None, 8), shape)):
+        x = nf.placeholder("float32", dims)
+        y = layers.multi_head_attention(x, 2, causal=True, name=f"attend_{n}")
+        (slope,) = nf.gradients(nf.sum(y), [x])
+        for found in evaluate([y, slope], {x: np.zeros(shape, np.float32)}):
+            assert found.shape == shape
+
+
 def test_layers_learn(graph: Graph) -> None:
     """A little convolutional network separates horizontal from vertical bars."""
     images = np.zeros((40, 6, 6, 1), np.float32)
@@ -248,6 +258,8 @@ def test_attention_masks(graph: Graph) -> None:
         nf.nn.attention(array(1, 4, 2, 2), array(1, 3, 2, 2), array(1, 3, 2, 2))
     with pytest.raises(GraphError, match="softcap"):
         nf.nn.attention(q, k, v, softcap=0.0)
+    with pytest.raises(GraphError, match="window is"):
+        nf.nn.attention(q, k, v, window=2)  # type: ignore[arg-type]
     scaled = nf.nn.attention(unknown, unknown, unknown, scale=0.5)
     assert evaluate(scaled, {unknown: q}).shape == (3, 4)
 
