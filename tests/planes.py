@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from nbflow.backends.numpy import NumpyBackend
 from nbflow.device import DeviceSpec
+from nbflow.errors import NbflowError
 from nbflow.executor import Executor
 from nbflow.transport import DeviceInfo, HostArray, Moved, Transport, WorkerInfo
 from nbflow_workers.dataplane.base import SessionKey
 from nbflow_workers.dataplane.plane import PeerDataPlane
 
 _numbers = itertools.count()
+
+
+class Inbox:
+    """Keeps what arrives, and what failed."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[tuple[str, str, Any]] = SimpleQueue()
+        self.failed: SimpleQueue[tuple[str, NbflowError]] = SimpleQueue()
+
+    def deliver(self, step_id: str, key: str, value: Any, moved: Moved | None = None) -> None:
+        self.queue.put((step_id, key, value))
+
+    def fail(self, step_id: str, error: NbflowError) -> None:
+        self.failed.put((step_id, error))
+
+    def empty(self, within_s: float = 0.3) -> bool:
+        """Whether nothing arrives in this time; what does is taken out."""
+        try:
+            self.queue.get(timeout=within_s)
+        except Empty:
+            return True
+        return False
+
+    def clear(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self.queue.get_nowait()
 
 
 class _LateInbox:

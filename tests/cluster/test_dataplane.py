@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -26,31 +25,11 @@ from nbflow_workers.dataplane.plane import PeerDataPlane
 from nbflow_workers.dataplane.zmq import FRAME_BYTES
 from nbflow_workers.frames import CHUNK_BYTES, Incoming, Outgoing
 from nbflow_workers.proto import worker_pb2 as pb
+from tests.planes import Inbox
 
 A, B = "/job:worker/task:0", "/job:worker/task:1"
 KEY = SessionKey("s", b"x" * 32)
 WAIT_S = 20.0
-
-
-class Inbox:
-    """Keeps what arrives."""
-
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[tuple[str, str, Any]] = SimpleQueue()
-        self.failed: SimpleQueue[tuple[str, Exception]] = SimpleQueue()
-
-    def deliver(self, step_id: str, key: str, value: Any, moved: Any = None) -> None:
-        self.queue.put((step_id, key, value))
-
-    def fail(self, step_id: str, error: Exception) -> None:
-        self.failed.put((step_id, error))
-
-    def empty(self, within_s: float = 0.3) -> bool:
-        try:
-            self.queue.get(timeout=within_s)
-        except Empty:
-            return True
-        return False
 
 
 def segments() -> set[str]:

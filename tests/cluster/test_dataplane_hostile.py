@@ -8,7 +8,6 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbflow.errors import NbflowError, Rejected, WorkerLost
+from nbflow.errors import Rejected, WorkerLost
 from nbflow.proto import wire_pb2
 from nbflow.testing.transport import command, pair, wait
 from nbflow_workers.dataplane.arrivals import STALLED_S, Arrivals
@@ -28,30 +27,11 @@ from nbflow_workers.dataplane.memory import Buffers
 from nbflow_workers.dataplane.plane import PeerDataPlane
 from nbflow_workers.dataplane.segments import HEADER_BYTES, Pool, Reader
 from nbflow_workers.proto import worker_pb2 as pb
-from tests.planes import PlaneCluster
+from tests.planes import Inbox, PlaneCluster
 
 A, B = "/job:worker/task:0", "/job:worker/task:1"
 KEY = SessionKey("s", b"x" * 32)
 WAIT_S = 20.0
-
-
-class Inbox:
-    """Keeps what arrives, and what failed."""
-
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[tuple[str, str, Any]] = SimpleQueue()
-        self.failed: SimpleQueue[tuple[str, NbflowError]] = SimpleQueue()
-
-    def deliver(self, step_id: str, key: str, value: Any, moved: Any = None) -> None:
-        self.queue.put((step_id, key, value))
-
-    def fail(self, step_id: str, error: NbflowError) -> None:
-        self.failed.put((step_id, error))
-
-    def clear(self) -> None:
-        with contextlib.suppress(Empty):
-            while True:
-                self.queue.get_nowait()
 
 
 def tensor(dtype: str = "float64", shape: tuple[int, ...] = (2,), **content: Any) -> wire_pb2.Tensor:

@@ -61,7 +61,7 @@ WRONG: dict[str, tuple[Callable[[], NumpyBackend], str]] = {
     "out ignored": (lambda: Changed(add=lambda x, y, out=None: ADD(x, y)), "^add-1: add does not give `out` back"),
     "what is fed changed": (lambda: Changed(add=_writes), "^add-1: add 'add' failed: .* read-only"),
     "an input changed": (lambda: Changed(square=_writes_beside), r"^square-\d+: an input of square was changed"),
-    "a view": (lambda: Changed(negative=lambda x, out=None: x[...]), "^negative-1: "),
+    "a view": (lambda: Changed(positive=lambda x, out=None: x[...]), "^positive-1: positive gives a view of an input"),
     "an error": (lambda: Changed(add=lambda x, y, out=None: 1 // 0), "^add-1: add 'add' failed: integer division"),
 }
 
@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[Callable[[], NumpyBackend], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_named(name: str) -> None:
     make, message = WRONG[name]
-    op = {"a view": "negative", "an input changed": "square"}.get(name, "add")
+    op = {"a view": "positive", "an input changed": "square"}.get(name, "add")
     with pytest.raises(BackendCheckError, match="(?m)" + message):
         check_backend(make, ops=[op])
 

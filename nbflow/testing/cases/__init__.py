@@ -19,6 +19,7 @@ from nbflow.testing.cases import (
     nn,
     replicas,
     rows,
+    state,
     windows,
 )
 from nbflow.testing.cases.case import Case, build, ids
@@ -38,6 +39,7 @@ ROWS: list[Case] = [
     *nn.OPS,
     *replicas.OPS,
     *rows.OPS,
+    *state.OPS,
     *windows.OPS,
 ]
 
