@@ -191,10 +191,17 @@ class Run:
         if self._resting and action != "pause":
             self._turn.set()
 
-    def _send(self, action: LoopAction) -> None:
+    def _send(self, action: LoopAction, *, everyone: bool = False) -> None:
+        """Asks the loops that count. Those that only give to them go on and end, or wait, with them: one that stopped
+        first would leave a step without what it needs, for which the others would wait with it."""
         transports = self._session.transports
+        everyone = everyone or action == "cancel" or self.status in ENDED
         with self._lock:
-            loops = [(self._members[index].leader, loop.id) for index, loop in self._loops.values()]
+            loops = [
+                (self._members[index].leader, loop.id)
+                for index, loop in self._loops.values()
+                if everyone or self._members[index].counts
+            ]
         for leader, loop_id in loops:
             if leader not in transports:
                 continue
@@ -296,7 +303,7 @@ class Run:
             if self._resting:
                 self._say("paused", "")
             else:
-                self._send("stop")  # to a loop that is late, and would go on beside the next
+                self._send("stop", everyone=True)  # one that is late would go on beside the next
                 self._begin_stretch()
 
     def _save(self, keeper: Keeper) -> None:

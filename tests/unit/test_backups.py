@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -255,6 +256,38 @@ def test_stop_ends_all_loops(graph: Graph) -> None:
         run.stop()
         assert run.status == "stopped"
         assert nf.run(loss) > 0
+        nf.set_cluster(None)
+
+
+@pytest.mark.parametrize("action", ["stop", "pause"])
+def test_only_the_chief_is_asked_to_stop_and_the_others_end_with_it(graph: Graph, action: str) -> None:
+    """With worker 2 silent, a worker that stopped first would leave the chief without its two gradients for ever."""
+    with InProcess(3, 1, late=2) as cluster:
+        nf.set_cluster(cluster)
+        step, loss, _ = model(nf.train.DataParallel(backup=1), nf.optim.SGD(0.1), 24)
+        run = nf.train.run(step, steps=10**7, metrics={"loss": loss}, show=False, background=True)
+        first = threading.Event()
+        run.listen(lambda e: first.set() if isinstance(e, nf.events.Metric) else None)
+        assert first.wait(20)
+        asked = []
+        doors = nf.current.current_session().transports
+        for task, door in doors.items():
+            told = door.control_loop
+            door.control_loop = lambda *a, task=task, told=told, **k: (asked.append((task, a[1])), told(*a, **k))
+        if action == "pause":
+            paused = threading.Event()
+            run.listen(lambda e: paused.set() if getattr(e, "status", "") == "paused" else None)
+            run.pause()
+            assert paused.wait(20)
+            run.resume()
+        run.stop()
+        assert run.status == "stopped"
+        wanted = ["pause", "resume", "stop"] if action == "pause" else ["stop"]
+        assert asked == [("/job:ps/task:0", a) for a in wanted]
+        deadline = time.monotonic() + 20
+        while any(doors[f"/job:worker/task:{n}"]._loops for n in (0, 1)):
+            assert time.monotonic() < deadline, "the loops of workers end with the chief's"
+            time.sleep(0.02)
         nf.set_cluster(None)
 
 
