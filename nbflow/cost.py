@@ -6,14 +6,15 @@ times that were measured in earlier runs; and links with a latency and a bandwid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nbflow.device import DeviceSpec
 from nbflow.node import Node
 from nbflow.op import Cost
-from nbflow.transport import DeviceInfo
+from nbflow.transport import DeviceInfo, LinkInfo
 
 # One core of a server CPU at float32 with numpy: about 50 GFLOP/s in matrix products, 10 GB/s from memory
 # (docs/decisions/0003). A device that reports its own speed is taken at its word.
@@ -61,10 +62,16 @@ class DeviceModel:
 
 @dataclass(frozen=True, slots=True)
 class LinkModel:
-    """A way for tensors. Transfers do not slow each other down in this model."""
+    """A way for tensors, one after the other in each direction."""
 
     latency_s: float
     bytes_per_s: float
+
+    @staticmethod
+    def of(info: LinkInfo) -> LinkModel:
+        """What was measured, to the nearest half power of two: measuring again gives about as much again, and must
+        not move ops."""
+        return LinkModel(_rounded(info.latency_s), _rounded(info.bytes_per_s))
 
     def seconds(self, nbytes: float) -> float:
         return self.latency_s + nbytes / self.bytes_per_s
@@ -89,7 +96,8 @@ class CostModel:
     """Devices, the links between them, and what was measured.
 
     `links` maps pairs of task names (`/job:worker/task:0`; the client's is `CLIENT.task_name`) to links; a pair that is
-    there in one direction only counts for both, and one that is not there at all is `link`.
+    there in one direction only counts for both, and one that is not there at all is `link`. `measure` gives links that
+    are not measured yet, which takes a moment; None: there are none.
     """
 
     devices: Mapping[DeviceSpec, DeviceModel]
@@ -97,6 +105,11 @@ class CostModel:
     link: LinkModel = LINK
     within_task: LinkModel = WITHIN_TASK
     times: Times | None = None
+    measure: Callable[[], Mapping[tuple[str, str], LinkModel]] | None = None
+
+    def measured(self) -> CostModel:
+        """The same with all links measured that can be."""
+        return self if self.measure is None else replace(self, links=self.measure(), measure=None)
 
     @staticmethod
     def of(
@@ -127,6 +140,10 @@ class CostModel:
         if a == b:
             return self.within_task
         return self.links.get((a, b)) or self.links.get((b, a)) or self.link
+
+
+def _rounded(value: float) -> float:
+    return 2.0 ** (round(2 * math.log2(value)) / 2) if value > 0 else value
 
 
 def work_of(node: Node) -> Cost:

@@ -94,9 +94,12 @@ def optimization(fetches: Any) -> Report:
 def describe(target: Any) -> dict[str, Any]:
     """A graph, or what running `target` would run with each op's device, as JSON for the graph view."""
     if isinstance(target, Graph):
-        last = current_session().last if target is get_graph() else None
-        return graph_json(target, None if last is None else last.placement)
+        session = current_session() if target is get_graph() else None
+        if session is None or session.last is None:
+            return graph_json(target)
+        return graph_json(target, session.last.placement, *session.figures())
     leaves, _ = flatten(target)
     if not leaves:
         return graph_json(Graph())
-    return graph_json(*current_session().preview(leaves))
+    session = current_session()
+    return graph_json(*session.preview(leaves), *session.figures())

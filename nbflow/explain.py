@@ -3,6 +3,7 @@ table, a plan as a listing."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from nbflow.body import ARGUMENT, Body, bodies_of
-from nbflow.cost import CostModel
+from nbflow.cost import LINK, CostModel, LinkModel
 from nbflow.errors import NbflowError
 from nbflow.graph import Graph, Node, topological
 from nbflow.placement import Placed
-from nbflow.placement_problem import time_text
+from nbflow.placement_problem import size_text, time_text
 from nbflow.plan import Instruction, Plan
 from nbflow.spec import TensorSpec
+from nbflow.transport import CLIENT, LinkInfo
 
 SCHEMA = "nbflow.graph.v1"
 # An attribute is shown up to this many characters; constants may be megabytes.
@@ -24,16 +26,30 @@ ATTR_CHARS = 80
 # The attributes of one line of a listing: enough to tell two ops apart.
 LINE_CHARS = 48
 NOTHING = "–"
+# Of the links below a table of placements.
+LISTED_LINKS = 3
 
 
-def graph_json(graph: Graph, placement: Mapping[str, Placed] | None = None) -> dict[str, Any]:
-    """The graph as plain JSON values."""
+def graph_json(
+    graph: Graph,
+    placement: Mapping[str, Placed] | None = None,
+    cost: CostModel | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The graph as plain JSON values. `cost` and `measured`: as for `placement_table`."""
     # As the running cell sees it: without what it is about to replace.
     nodes = [*(n for n in graph.nodes.values() if graph.find(n.name) is n), *(graph.pending or {}).values()]
-    return {"schema": SCHEMA, "nodes": [_node_json(n, (placement or {}).get(n.name)) for n in topological(nodes)]}
+    made = []
+    for node in topological(nodes):
+        placed = (placement or {}).get(node.name)
+        predicted_s = None if placed is None else _predicted(node, placed, cost)
+        made.append(_node_json(node, placed, predicted_s, (measured or {}).get(node.name)))
+    return {"schema": SCHEMA, "nodes": made}
 
 
-def _node_json(node: Node, placed: Placed | None) -> dict[str, Any]:
+def _node_json(
+    node: Node, placed: Placed | None, predicted_s: float | None = None, measured_s: float | None = None
+) -> dict[str, Any]:
     try:
         cost = node.definition.cost([t.spec for t in node.inputs], [t.spec for t in node.outputs], node.attrs)
         flops, nbytes = float(cost.flops), float(cost.nbytes)
@@ -53,6 +69,8 @@ def _node_json(node: Node, placed: Placed | None) -> dict[str, Any]:
         "stale": node.stale,
         "flops": flops,
         "nbytes": nbytes,
+        "predicted_s": predicted_s,
+        "measured_s": measured_s,
     }
     bodies = {key: _body_json(body) for key, body in bodies_of(node).items()}
     return {**made, "bodies": bodies} if bodies else made
@@ -95,10 +113,12 @@ class PlacementRow:
 
 
 class PlacementTable(Sequence[PlacementRow]):
-    """Rows in the order of the graph; prints as a table."""
+    """Rows in the order of the graph; prints as a table. `links`: of the links that tensors take, which were measured
+    and which are assumed; empty where there are none."""
 
-    def __init__(self, rows: Sequence[PlacementRow]) -> None:
+    def __init__(self, rows: Sequence[PlacementRow], links: str = "") -> None:
         self.rows = tuple(rows)
+        self.links = links
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,7 +134,7 @@ class PlacementTable(Sequence[PlacementRow]):
         lines = [head, *map(cells, self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         padded = [[*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[5]] for line in lines]
-        return "\n".join("  ".join(line) for line in padded)
+        return "\n".join(["  ".join(line) for line in padded] + ([f"links: {self.links}"] if self.links else []))
 
 
 def cells(row: PlacementRow) -> tuple[str, str, str, str, str, str]:
@@ -136,13 +156,51 @@ def placement_table(
         placed = placement.get(name)
         if placed is None:
             continue
-        known = cost is not None and placed.device in cost.devices and node.op != ARGUMENT
-        predicted_s = cost.compute_seconds(node, placed.device) if cost is not None and known else None
-        took_s = (measured or {}).get(name)
+        predicted_s, took_s = _predicted(node, placed, cost), (measured or {}).get(name)
         rows.append(
             PlacementRow(name, node.op, placed.asked, str(placed.device), placed.why, node.where, predicted_s, took_s)
         )
-    return PlacementTable(rows)
+    return PlacementTable(rows, "" if cost is None else _links_text(cost))
+
+
+def _predicted(node: Node, placed: Placed, cost: CostModel | None) -> float | None:
+    if cost is None or placed.device not in cost.devices or node.op == ARGUMENT:
+        return None
+    return cost.compute_seconds(node, placed.device)
+
+
+def _links_text(cost: CostModel) -> str:
+    """The links between the tasks of a model, and the client: measured ones, and how many are assumed."""
+    tasks = sorted({d.task_name for d in cost.devices})
+    if len(tasks) < 2:
+        return ""
+    lines = links_rows(cost.links, tasks)
+    parts = [f"{ends} {figures}" for ends, figures, how in lines if how == "measured"][:LISTED_LINKS]
+    measured, assumed = (sum(how == kind for _, _, how in lines) for kind in ("measured", "assumed"))
+    if measured > len(parts):
+        parts.append(f"{measured - len(parts)} more")
+    text = f"measured {', '.join(parts)}" if parts else ""
+    rest = f"{assumed} assumed to have {link_text(cost.link)}" if assumed else ""
+    return "; ".join(part for part in (text, rest) if part)
+
+
+def links_rows(
+    links: Mapping[tuple[str, str], LinkModel | LinkInfo], tasks: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """For each pair of `tasks`, and each of them and the client: the two ends, what the link has, and whether that was
+    measured or is assumed."""
+    rows = []
+    for pair in [*((CLIENT, t) for t in sorted(tasks)), *itertools.combinations(sorted(tasks), 2)]:
+        link = links.get(pair)
+        ends = " – ".join("client" if t == CLIENT else t.removeprefix("/job:").replace("/task", "") for t in pair)
+        rows.append((ends, link_text(link or LINK), "assumed" if link is None else "measured"))
+    return rows
+
+
+def link_text(link: LinkModel | LinkInfo) -> str:
+    """`95 µs, 5.1 GB/s, shared memory`."""
+    via = f", {link.via}" if isinstance(link, LinkInfo) and link.via else ""
+    return f"{time_text(link.latency_s)}, {size_text(link.bytes_per_s)}/s{via}"
 
 
 def _everywhere(graph: Graph, prefix: str) -> Iterator[tuple[str, Node]]:

@@ -15,8 +15,9 @@ from nbflow.backends.numpy import NumpyBackend
 from nbflow.device import LOCAL, DeviceSpec
 from nbflow.errors import WorkerLost
 from nbflow.executor import Executor
+from nbflow.hardware import this_cpu
 from nbflow.machines import parse_machine
-from nbflow.transport import DeviceInfo, HostArray, Moved, Transport, WorkerInfo
+from nbflow.transport import DeviceInfo, HostArray, Links, Moved, Transport, WorkerInfo
 
 _numbers = itertools.count()
 
@@ -55,10 +56,12 @@ class InProcessCluster:
         kind = "cpu" if null is None else "null"
         tasks = [DeviceSpec("worker", i, kind, 0) for i in range(workers)]
         tasks += [DeviceSpec("ps", i, kind, 0) for i in range(ps)]
-        what = "CPU of this process" if null is None else f"computes nothing, as {null or 'in no time'}"
+        cpu = this_cpu()
+        what = str(cpu) if null is None else f"computes nothing, as {null or 'in no time'}"
         flops = 0.0 if null is None else parse_machine(null).flops
         tasks = tasks or [LOCAL.merge(DeviceSpec(type=kind, index=0))]
-        self._devices = tuple(DeviceInfo(d, what, flops=flops) for d in tasks)
+        shared = ("this process", cpu.cores, cpu.threads) if null is None else ("", 0, 0)
+        self._devices = tuple(DeviceInfo(d, what, 0, flops, *shared) for d in tasks)
         self._null = null
         self._sessions: dict[str, dict[str, Executor]] = {}
         self._lock = threading.Lock()
@@ -66,6 +69,10 @@ class InProcessCluster:
 
     def devices(self) -> Sequence[DeviceInfo]:
         return self._devices
+
+    def links(self, *, measure: bool = True) -> Links:
+        """None: a tensor is copied where it lies."""
+        return {}
 
     def connect(self, session: str) -> Mapping[str, Transport]:
         with self._lock:

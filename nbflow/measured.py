@@ -4,14 +4,15 @@ the latter, for sessions to come."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from nbflow.cost import CostModel, DeviceModel
+from nbflow.cost import CostModel, DeviceModel, LinkModel
 from nbflow.graph import Graph
 from nbflow.placement import Placement
 from nbflow.profile import Key, Profile, chosen, factor_of
 from nbflow.trace import Trace
-from nbflow.transport import DeviceInfo
+from nbflow.transport import Cluster, DeviceInfo, Links
 
 
 class Costs:
@@ -28,9 +29,10 @@ class Costs:
             self._profile = Profile.read(chosen(self._asked))
         return self._profile
 
-    def model(self, infos: Sequence[DeviceInfo]) -> CostModel:
-        """What things take on these devices."""
-        return CostModel.of(infos, times=self.profile)
+    def model(self, cluster: Cluster) -> CostModel:
+        """What things take on the devices of `cluster`. Its links are measured when somebody needs them."""
+        made = CostModel.of(cluster.devices(), _models(cluster.links(measure=False)), self.profile)
+        return replace(made, measure=lambda: _models(cluster.links()))
 
     def learn(self, trace: Trace, graph: Graph, placement: Placement, infos: Sequence[DeviceInfo]) -> None:
         """Keeps what a traced step of `graph` measured."""
@@ -46,6 +48,10 @@ class Costs:
             if found is not None:
                 measured.setdefault(found[0], []).append(found[1])
         self.profile.note({key: sorted(factors)[len(factors) // 2] for key, factors in measured.items()})
+
+
+def _models(links: Links) -> dict[tuple[str, str], LinkModel]:
+    return {pair: LinkModel.of(info) for pair, info in links.items()}
 
 
 def seconds_by_op(trace: Trace) -> dict[str, float]:

@@ -79,7 +79,14 @@ def place(
         for group in unique(groups):
             _settle(group, group.candidates[0], "", placed)
         return placed
-    _place_rest(draft(graph, groups, CostModel.of(infos) if cost is None else cost()), placed)
+    model = CostModel.of(infos) if cost is None else cost()
+    try:
+        drafted = draft(graph, groups, model)
+        if model.measure is not None and _links_matter(drafted.problem):
+            drafted = draft(graph, groups, model.measured())
+        _place_rest(drafted, _decide(drafted), placed)
+    except NoRoom as error:
+        raise drafted.does_not_fit(error.unit) from None
     return placed
 
 
@@ -159,11 +166,15 @@ def _full(
 # --- the rest --------------------------------------------------------------------------------------------------------
 
 
-def _place_rest(drafted: Drafted, placed: dict[str, Placed]) -> None:
-    try:
-        decision = _decide(drafted)
-    except NoRoom as error:
-        raise drafted.does_not_fit(error.unit) from None
+def _links_matter(problem: Problem) -> bool:
+    """Whether a link can change anything: not when everything is where it must be, nor when what a further task adds,
+    or the ops that wait for each other, take as long as all in one place. Raises NoRoom."""
+    if all(len(c) == 1 for c in problem.candidates):
+        return False
+    return max(problem.task_s, _chain_s(problem)) < places(problem)[0][0] * (1 - WORTH)
+
+
+def _place_rest(drafted: Drafted, decision: _Decision, placed: dict[str, Placed]) -> None:
     for unit, group in enumerate(drafted.groups):
         device = drafted.devices[decision.at[unit]]
         if group.nodes[0].name not in placed:
@@ -219,14 +230,15 @@ def _decide(drafted: Drafted) -> _Decision:
 
 def _hope(problem: Problem, drafted: Drafted) -> tuple[float, str]:
     """The least that any placement could take, and why it cannot be less."""
-    chain_s = max(
-        (t + min(run[n] for run in problem.run_s) for n, t in enumerate(tails_of(problem))),
-        default=0.0,
-    )
+    chain_s = _chain_s(problem)
     message_s = drafted.message_s + problem.task_s
     if message_s > chain_s:
         return message_s, f"a message to another device {time_text(message_s)}"
     return chain_s, f"the ops that wait for each other {time_text(chain_s)} of it"
+
+
+def _chain_s(problem: Problem) -> float:
+    return max((t + min(run[n] for run in problem.run_s) for n, t in enumerate(tails_of(problem))), default=0.0)
 
 
 def _settle(group: Group, device: DeviceSpec, why: str, placed: dict[str, Placed], leader: Node | None = None) -> None:

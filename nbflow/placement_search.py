@@ -1,8 +1,9 @@
 """Which device each unit of a graph goes to, as a problem over numbers: no graphs, no names, nothing of this process.
 
 A *unit* is what must share a device. The step is simulated: every device runs its nodes one after the other in the
-order of the graph, a tensor leaves when it is made and arrives after latency and bytes over bandwidth, once per
-destination. What is looked for is the placement whose simulated step ends first.
+order of the graph; a tensor goes once to each destination, and holds the way out of its task, and then the way into the
+other, for its bytes over bandwidth, in the first gap that is long enough. It arrives a latency later. What is looked
+for is the placement whose simulated step ends first.
 
 1. Everything free on one device, for every device that it may be on.
 2. The greedy simulated execution of Abadi et al., "TensorFlow: Large-Scale Machine Learning on Heterogeneous
@@ -18,6 +19,7 @@ docs/decisions/0008 says why greed alone is not enough.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -92,7 +94,10 @@ def simulate(problem: Problem, at: Assignment, stop_s: float = math.inf, tails: 
     free_s = [0.0] * problem.devices
     finish_s = [0.0] * len(unit_of)
     where = [at[u] for u in unit_of]
-    moved: dict[tuple[int, int], float] = {}
+    moved: dict[tuple[int, int, float], float] = {}  # producer, device, bytes -> when it is there
+    moving_s = 0.0
+    task_of = problem.task_of
+    ways: dict[tuple[int, bool], list[tuple[float, float]]] = {}  # task and direction -> when it is in use
     watch = bool(tails)
     for node, device in enumerate(where):
         start_s = free_s[device]
@@ -100,9 +105,17 @@ def simulate(problem: Problem, at: Assignment, stop_s: float = math.inf, tails: 
             ready_s = finish_s[producer]
             source = where[producer]
             if source != device:
-                took_s = latency_s[source][device] + nbytes * byte_s[source][device]
-                moved[producer, device] = took_s
-                ready_s += took_s
+                arrive_s = moved.get((producer, device, nbytes))
+                if arrive_s is None:
+                    move_s = nbytes * byte_s[source][device]
+                    moving_s += move_s + latency_s[source][device]
+                    arrive_s = ready_s + latency_s[source][device] + move_s
+                    if move_s and task_of and task_of[source] != task_of[device]:
+                        leave_s = _first_gap(ways.setdefault((task_of[source], True), []), ready_s, move_s)
+                        come_s = leave_s + latency_s[source][device]
+                        arrive_s = _first_gap(ways.setdefault((task_of[device], False), []), come_s, move_s) + move_s
+                    moved[producer, device, nbytes] = arrive_s
+                ready_s = arrive_s
             start_s = max(start_s, ready_s)
         if node in feeds:
             start_s = max(start_s, feeds[node][device])
@@ -115,8 +128,20 @@ def simulate(problem: Problem, at: Assignment, stop_s: float = math.inf, tails: 
             return Simulated((), math.inf, math.inf)
     step_s = max(finish_s, default=0.0)
     tasks = len({problem.task_of[d] for d in set(where)}) if problem.task_of else 1
-    extra_s = problem.task_s * (tasks - 1) + TRANSFER_WEIGHT * sum(moved.values())
+    extra_s = problem.task_s * (tasks - 1) + TRANSFER_WEIGHT * moving_s
     return Simulated(finish_s, step_s, step_s + extra_s)
+
+
+def _first_gap(used: list[tuple[float, float]], ready_s: float, length_s: float) -> float:
+    """When a way is free for `length_s`, from `ready_s` on; it is used then. `used`: (from, until), in order."""
+    at = bisect.bisect_left(used, (ready_s, ready_s))
+    if at and used[at - 1][1] > ready_s:
+        ready_s = used[at - 1][1]
+    while at < len(used) and used[at][0] < ready_s + length_s:
+        ready_s = max(ready_s, used[at][1])
+        at += 1
+    used.insert(at, (ready_s, ready_s + length_s))
+    return ready_s
 
 
 def tails_of(problem: Problem) -> list[float]:

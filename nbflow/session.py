@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nbflow.cost import CostModel
 from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
 from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError, WorkerLost
@@ -299,8 +300,11 @@ class Session:
             graph, placed = self.last.graph, self.last.placement
         else:
             graph, placed = self.preview(leaves)
-        measured = {} if self.last_trace is None else seconds_by_op(self.last_trace)
-        return placement_table(graph, placed, self.costs.model(self.cluster.devices()), measured)
+        return placement_table(graph, placed, *self.figures())
+
+    def figures(self) -> tuple[CostModel, Mapping[str, float]]:
+        """What ops are predicted to take, and took, by name, in the step that was traced last."""
+        return self.costs.model(self.cluster), {} if self.last_trace is None else seconds_by_op(self.last_trace)
 
     def optimization(self, leaves: Sequence[Leaf]) -> Report:
         """What the passes do to a run of `leaves`. Nothing is run or kept; placeholders need no values."""
@@ -310,7 +314,7 @@ class Session:
 
     def _setting(self) -> Setting:
         infos = self.cluster.devices()
-        return Setting(infos, self._homes, self.passes, lambda: self.costs.model(infos))
+        return Setting(infos, self._homes, self.passes, lambda: self.costs.model(self.cluster))
 
     def _register(self, prepared: Prepared) -> None:
         for task, bundle in prepared.bundles.items():

@@ -23,12 +23,35 @@ HostArray = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """One device of a worker. `memory_bytes` and `flops` (per second) are 0 when unknown."""
+    """One device of a worker. `memory_bytes` and `flops` (per second) are 0 when unknown.
+
+    Devices of one `host` share its `cores`, of which an op takes up to `threads`; empty and 0 when unknown, or when the
+    device has arithmetic of its own, as a GPU has.
+    """
 
     spec: DeviceSpec
     description: str = ""
     memory_bytes: int = 0
     flops: float = 0.0
+    host: str = ""
+    cores: int = 0
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """A way between two workers, or to the client, as it was measured: how long a small tensor takes to be there, and
+    the bytes a second of a large one. `via`: shared memory or tcp."""
+
+    latency_s: float
+    bytes_per_s: float
+    via: str = ""
+
+
+# What the client is called among the ends of links.
+CLIENT = "/job:client/task:0"
+# By the names of both tasks, the smaller one first.
+Links = Mapping[tuple[str, str], LinkInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +198,11 @@ class Cluster(Protocol):
 
     def devices(self) -> Sequence[DeviceInfo]:
         """All devices, in a fixed order."""
+        ...
+
+    def links(self, *, measure: bool = True) -> Links:
+        """The links that were measured. `measure`: those that were not yet are measured first, if they can be; it
+        takes a moment once, and never fails."""
         ...
 
     def connect(self, session: str) -> Mapping[str, Transport]:

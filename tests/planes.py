@@ -15,7 +15,7 @@ from nbflow.backends.numpy import NumpyBackend
 from nbflow.device import DeviceSpec
 from nbflow.errors import NbflowError
 from nbflow.executor import Executor
-from nbflow.transport import DeviceInfo, HostArray, Moved, Transport, WorkerInfo
+from nbflow.transport import DeviceInfo, HostArray, Links, Moved, Transport, WorkerInfo
 from nbflow_workers.dataplane.base import SessionKey
 from nbflow_workers.dataplane.plane import PeerDataPlane
 
@@ -73,6 +73,9 @@ class PlaneCluster:
 
     def devices(self) -> Sequence[DeviceInfo]:
         return self._devices
+
+    def links(self, *, measure: bool = True) -> Links:
+        return {}
 
     def connect(self, session: str) -> Mapping[str, Transport]:
         with self._lock:

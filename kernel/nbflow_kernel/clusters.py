@@ -5,7 +5,7 @@ A notebook's clusters have names. One of them is current: `nf.run` uses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import Any
 from nbflow import cluster as doors
 from nbflow.current import get_cluster, set_cluster
 from nbflow.errors import Rejected, WorkerError
+from nbflow.explain import links_rows
 from nbflow_kernel.table import Table
 
 Say = Callable[[str], None]
+# Of a large cluster not every pair is listed.
+LISTED_LINKS = 30
 _GONE = ("left", "lost")
 
 
@@ -171,12 +174,21 @@ class Clusters:
         return Table(columns, rows, f"cluster {self.current().name!r}")
 
     def devices(self) -> Table:
-        """The devices of the current cluster."""
+        """The devices of the current cluster, and the links between its workers: measured now, if they are not yet."""
         rows = tuple(
             (str(d.spec), d.description or "-", f"{d.memory_bytes / 2**30:.1f} GiB" if d.memory_bytes else "-")
             for d in self.current().devices()
         )
-        return Table(("device", "what it is", "memory"), rows, f"cluster {self.current().name!r}")
+        tasks = {d.spec.task_name for d in self.current().devices()}
+        links = [(f"link {ends}", f"{text}, {how}", "-") for ends, text, how in self._links(tasks)]
+        return Table(("device", "what it is", "memory"), (*rows, *links), f"cluster {self.current().name!r}")
+
+    def _links(self, tasks: Collection[str]) -> list[tuple[str, str, str]]:
+        rows = links_rows(self.current().links(), sorted(tasks))
+        if len(rows) <= LISTED_LINKS:
+            return rows
+        measured = sum(how == "measured" for _, _, how in rows)
+        return [*rows[:LISTED_LINKS], (f"… {len(rows) - LISTED_LINKS} more", f"{measured} of {len(rows)}", "measured")]
 
     def logs(self, task: str, lines: int = 50) -> str:
         """The end of what a worker wrote; `task` as `/job:worker/task:0`, or `worker:0`."""

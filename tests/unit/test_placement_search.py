@@ -85,6 +85,7 @@ def _bound(problem: Problem, at: Assignment, nodes: int, tails: list[float]) -> 
         problem.run_s,
         problem.latency_s,
         problem.byte_s,
+        task_of=problem.task_of,
     )
     found = simulate(prefix, at)
     return max((f + tails[n] for n, f in enumerate(found.finish_s)), default=0.0)

@@ -17,8 +17,8 @@ from nbflow import wire
 from nbflow.device import parse_device
 from nbflow.errors import NbflowError, Rejected, WorkerLost
 from nbflow.events import Emitter, Listener, WorkerState
-from nbflow.transport import DeviceInfo, Transport, WorkerInfo
-from nbflow_workers import security
+from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, Transport, WorkerInfo
+from nbflow_workers import links, security
 from nbflow_workers import spec as spec_file
 from nbflow_workers.attach import ask_all
 from nbflow_workers.client import GrpcTransport, Link
@@ -76,7 +76,16 @@ class _Worker:
 
     @classmethod
     def from_reply(cls, link: Link, reply: pb.DescribeReply, handle: Handle | None = None) -> _Worker:
-        infos = tuple(DeviceInfo(parse_device(d.device), d.description, d.memory_bytes, d.flops) for d in reply.devices)
+        # Only we know by which name this worker's host is reached.
+        at, _ = security.split_address(link.address)
+        name = reply.data.host_id or at
+        infos = tuple(
+            DeviceInfo(
+                *(parse_device(d.device), d.description, d.memory_bytes, d.flops),
+                *((name, d.cores, d.threads) if d.cores else ()),
+            )
+            for d in reply.devices
+        )
         info = WorkerInfo(
             reply.job,
             reply.task,
@@ -88,9 +97,7 @@ class _Worker:
             reply.allow_python,
         )
         link.name = f"{info.task_name} ({link.address})"
-        # Only we know by which name this worker's host is reached.
-        host, _ = security.split_address(link.address)
-        address = reply.data.address.replace("*", f"[{host}]" if ":" in host else host)
+        address = reply.data.address.replace("*", f"[{at}]" if ":" in at else at)
         data = pb.DataEndpoint(address=address, public_key=reply.data.public_key, host_id=reply.data.host_id)
         return cls(link, info, data, handle, last=reply)
 
@@ -117,6 +124,10 @@ class Cluster:
         self._membership = Membership()
         self._events = Emitter()
         self._generation = 0
+        self._measuring = threading.RLock()
+        self._links: dict[tuple[str, str], LinkInfo] = {}
+        self._measured: dict[str, str] = {}  # task -> which incarnation of it the links are of
+        self._measured_at = -1
         self._stop = threading.Event()
         self._closed = False
         now = time.monotonic()
@@ -138,6 +149,23 @@ class Cluster:
         """The devices of all workers that are not lost, in a fixed order."""
         with self._lock:
             return tuple(d for w in self._alive() for d in w.info.devices)
+
+    def links(self, *, measure: bool = True) -> Links:
+        """What was measured of the ways between workers, and to this process. Measured when somebody asks first, and
+        again when workers have come: about 50 ms a worker on one host, during which steps that run are slower."""
+        with self._measuring:
+            if measure and not self._closed and self._measured_at != self._generation:
+                self._measured_at = self._generation
+                with self._lock:
+                    alive = {w.info.task_name: w for w in self._alive()}
+                    fresh = {t: w.info.incarnation for t, w in alive.items()}
+                    hosts = {t: w.data.host_id or w.info.address.rpartition(":")[0] for t, w in alive.items()}
+                # Who was started anew may be elsewhere.
+                stays = {CLIENT: "", **{t: i for t, i in fresh.items() if self._measured.get(t, i) == i}}
+                self._links = {p: k for p, k in self._links.items() if p[0] in stays and p[1] in stays}
+                self._links = links.measure(self, links.ends_of(self, hosts), self._links)
+                self._measured = fresh
+            return dict(self._links)
 
     def connect(self, session: str) -> dict[str, Transport]:
         """Opens session `session` on every worker that is not lost. Asking again gives what still stands, and opens

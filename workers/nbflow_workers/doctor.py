@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import click
 import zmq
 
 from nbflow.errors import NbflowError
+from nbflow.explain import links_rows
 from nbflow_workers import spec as spec_file
 from nbflow_workers import worker
 from nbflow_workers.attach import Found, Problem, ask
+from nbflow_workers.cluster import attach
 from nbflow_workers.dataplane import shm
 
 
@@ -43,7 +45,9 @@ def look_here() -> Iterator[Line]:
 
 
 def look_there(spec: spec_file.Spec, *, timeout_s: float) -> Iterator[Line]:
-    """Every worker of a cluster file: reachable, trusted, of this version, and how far away."""
+    """Every worker of a cluster file: reachable, trusted, of this version, and how far away; and the links between
+    those that are."""
+    good: list[str] = []
     for entry in spec.workers:
         name = f"/job:{entry.job}/task:{entry.task} {entry.address}"
         found = ask(entry.address, spec.token, spec.ca, timeout_s=timeout_s)
@@ -52,6 +56,20 @@ def look_there(spec: spec_file.Spec, *, timeout_s: float) -> Iterator[Line]:
             continue
         yield Line(True, name, _describe(found, timeout_s))
         found.link.close()
+        good.append(entry.address)
+    if good:
+        yield from _links(spec, good, timeout_s)
+
+
+def _links(spec: spec_file.Spec, addresses: Sequence[str], timeout_s: float) -> Iterator[Line]:
+    """What tensors take between those workers, and to here."""
+    cluster = attach(addresses, token=spec.token, ca=spec.ca, timeout_s=timeout_s)
+    try:
+        tasks = sorted({d.spec.task_name for d in cluster.devices() if d.spec.type != "null"})
+        for ends, text, how in links_rows(cluster.links(), tasks):
+            yield Line(how == "measured", f"link {ends}", text if how == "measured" else "could not be measured")
+    finally:
+        cluster.detach()
 
 
 def _describe(found: Found, timeout_s: float) -> str:

@@ -105,7 +105,14 @@ class Service:
             incarnation=info.incarnation,
             pid=info.pid or 0,
             devices=[
-                pb.DeviceInfo(device=str(d.spec), description=d.description, memory_bytes=d.memory_bytes, flops=d.flops)
+                pb.DeviceInfo(
+                    device=str(d.spec),
+                    description=d.description,
+                    memory_bytes=d.memory_bytes,
+                    flops=d.flops,
+                    cores=d.cores,
+                    threads=d.threads,
+                )
                 for d in info.devices
             ],
             versions=dict(info.versions),

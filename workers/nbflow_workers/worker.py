@@ -26,6 +26,7 @@ from nbflow.backends.null import NullBackend
 from nbflow.device import DeviceSpec
 from nbflow.errors import PlacementError, Rejected
 from nbflow.executor import Executor
+from nbflow.hardware import this_cpu
 from nbflow.machines import parse_machine
 from nbflow.transport import DeviceInfo, Outbox, Transport, WorkerInfo
 from nbflow_workers import security, spec
@@ -106,14 +107,15 @@ def find_devices(asked: str, job: str, task: int) -> tuple[dict[str, Backend], t
             )
         if kind not in backends:
             backends[kind] = installed[kind]()
-        devices.append(DeviceInfo(DeviceSpec(job, task, kind, int(index or 0)), *_describe(kind, machine)))
+        shared = ("", this_cpu().cores, this_cpu().threads) if kind == "cpu" else ()
+        devices.append(DeviceInfo(DeviceSpec(job, task, kind, int(index or 0)), *_describe(kind, machine), *shared))
     return backends, tuple(devices)
 
 
 def _describe(kind: str, machine: str) -> tuple[str, int, float]:
     """For people; bytes of memory and flops a second, 0 where unknown."""
     if kind == "cpu":
-        return f"{os.cpu_count()} cores {platform.machine()}", psutil.virtual_memory().total, 0.0
+        return str(this_cpu()), psutil.virtual_memory().total, 0.0
     if kind == "null":
         return f"computes nothing, as {machine or 'in no time'}", 0, parse_machine(machine).flops
     return kind.upper(), 0, 0.0

@@ -15,16 +15,18 @@ from nbflow_kernel.table import Table
 
 def placement(fetches: Any = None) -> Table:
     """The placement of `fetches`; None: of what ran last. Raises GraphError when nothing has run."""
-    return as_table(placement_of(fetches))
+    found = placement_of(fetches)
+    return as_table(found, found.links)
 
 
-def as_table(rows: Iterable[Any]) -> Table:
+def as_table(rows: Iterable[Any], links: str = "") -> Table:
     found = []
     count: dict[str, int] = {}
     for row in rows:
         found.append(cells(row))
         count[row.actual] = count.get(row.actual, 0) + 1
     caption = f"{len(found)} ops: " + ", ".join(f"{n} on {device}" for device, n in sorted(count.items()))
+    caption += f"; links: {links}" if links else ""
     head = ("op", "asked", "actual", "predicted", "measured", "why")
     return Table(head, tuple(found), caption, "nothing to place")
 

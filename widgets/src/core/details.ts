@@ -35,6 +35,8 @@ function opDetails(tree: Tree, item: Item, actions: DetailsActions): HTMLElement
   if (node.cell) rows.push(["made by", node.line > 0 ? `${node.cell.label}, line ${node.line}` : node.cell.label]);
   if (node.stale) rows.push(["stale", node.stale]);
   if (node.flops > 0) rows.push(["work", `${amount(node.flops)} flop, ${amount(node.nbytes)}B`]);
+  if (node.predicted_s != null) rows.push(["predicted", duration(node.predicted_s)]);
+  if (node.measured_s != null) rows.push(["measured", duration(node.measured_s)]);
   for (const [name, value] of Object.entries(node.attrs)) rows.push([name, el("code", { text: value })]);
   return [table(rows), ...links("Inputs", node.inputs, tree, actions), ...links("Used by", consumers(tree, item), tree, actions)];
 }
@@ -88,6 +90,12 @@ function links(title: string, names: string[], tree: Tree, actions: DetailsActio
   }
   if (names.length > LINKS) list.append(el("li", { text: `and ${names.length - LINKS} more` }));
   return [el("h4", { text: `${title} (${names.length})` }), list];
+}
+
+/** 0.00213 → `2.13 ms`. */
+export function duration(seconds: number): string {
+  const [scale, unit] = seconds >= 1 ? [1, "s"] : seconds >= 1e-3 ? [1e3, "ms"] : [1e6, "µs"];
+  return `${Number((seconds * scale).toPrecision(3))} ${unit}`;
 }
 
 /** 1234567 → `1.2 M`. */

@@ -22,6 +22,9 @@ export interface GraphNode {
   stale: string;
   flops: number;
   nbytes: number;
+  /** Seconds on `device`, as the placer takes it, and as the last traced step had it; null or absent when not known. */
+  predicted_s?: number | null;
+  measured_s?: number | null;
 }
 
 export interface GraphJson {

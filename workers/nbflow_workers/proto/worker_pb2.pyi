@@ -18,16 +18,20 @@ class DescribeRequest(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("device", "description", "memory_bytes", "flops")
+    __slots__ = ("device", "description", "memory_bytes", "flops", "cores", "threads")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FLOPS_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
     device: str
     description: str
     memory_bytes: int
     flops: float
-    def __init__(self, device: _Optional[str] = ..., description: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., flops: _Optional[float] = ...) -> None: ...
+    cores: int
+    threads: int
+    def __init__(self, device: _Optional[str] = ..., description: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., flops: _Optional[float] = ..., cores: _Optional[int] = ..., threads: _Optional[int] = ...) -> None: ...
 
 class DataEndpoint(_message.Message):
     __slots__ = ("address", "public_key", "host_id")
