@@ -43,6 +43,16 @@ class NodeFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class OpTimes:
+    """What each op of a bundle took in a step that was looked at (`nbflow.executor.LOOK_EVERY`): for the profile of
+    measured times. `nodes` and `seconds` belong together."""
+
+    bundle: str
+    nodes: tuple[str, ...]
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorMoved:
     """A tensor crossed from one device to another: `nbytes` on the way, `via` shared memory, tcp or memory.
 
@@ -112,13 +122,14 @@ class Log:
     wall_s: float
 
 
-Event = StepStarted | StepFinished | NodeFinished | TensorMoved | Metric | RunState | WorkerState | Log
+Event = StepStarted | StepFinished | NodeFinished | OpTimes | TensorMoved | Metric | RunState | WorkerState | Log
 Listener = Callable[[Event], None]
 
 EVENT_TYPES: tuple[type, ...] = (
     StepStarted,
     StepFinished,
     NodeFinished,
+    OpTimes,
     TensorMoved,
     Metric,
     RunState,

@@ -21,7 +21,7 @@ from nbflow.backends.null import NullBackend
 from nbflow.backends.null.array import MARK, NullArray, describe, described
 from nbflow.backends.null.clock import Link
 from nbflow.errors import Cancelled, NbflowError, Rejected
-from nbflow.events import Emitter, Event, Listener, Log
+from nbflow.events import Emitter, Event, Listener, Log, OpTimes
 from nbflow.loop import LoopControl, run_loop
 from nbflow.machines import Machine
 from nbflow.plan import Bundle
@@ -45,6 +45,10 @@ log = logging.getLogger("nbflow.executor")
 
 # A lane's thread ends after this long without a command; the next command starts another.
 LANE_IDLE_S = 10.0
+# Every so many steps of a bundle one is looked at, op by op, for the profile of measured times; the first of them when
+# memory and caches are warm. benchmarks/looking.py says what that costs.
+LOOK_EVERY = 100
+LOOK_FIRST = 10
 # How long `close` waits for a lane or loop whose step was cancelled.
 CLOSE_S = 5.0
 
@@ -104,6 +108,7 @@ class Executor:
         self._peers = peers
         self._lock = threading.Lock()
         self._programs: dict[str, tuple[Program, ...]] = {}
+        self._runs: dict[str, int] = {}  # bundle -> how often it ran
         self._lanes: dict[str, _Lane] = {}
         self._running: dict[str, tuple[StepToken, Future[None]]] = {}
         self._cancelled: OrderedDict[str, str] = OrderedDict()
@@ -163,6 +168,7 @@ class Executor:
         with self._lock:
             for bundle in bundles:
                 self._programs.pop(bundle, None)
+                self._runs.pop(bundle, None)
 
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
         transports = {task: self._peer(task) for task in loop.step}
@@ -257,6 +263,9 @@ class Executor:
             programs = self._programs.get(command.bundle)
             if reason is None and programs is not None:
                 self._running[command.step_id] = (token, ended)
+                runs = self._runs[command.bundle] = self._runs.get(command.bundle, 0) + 1
+                if runs % LOOK_EVERY == LOOK_FIRST and not command.trace and not command.check_numerics:
+                    token.times = []
         try:
             if reason is not None:
                 raise Cancelled(reason, worker=self._info.task_name)
@@ -277,6 +286,8 @@ class Executor:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+            if token.times:
+                self.events.emit(OpTimes(command.bundle, *map(tuple, zip(*token.times, strict=True))))
 
     def _run_programs(self, programs: Sequence[Program], command: StepCommand, token: StepToken) -> StepResult:
         fetches: dict[str, HostArray] = {}

@@ -42,7 +42,7 @@ Send = Callable[..., Sending | None]
 class StepToken:
     """What a running step looks at: its identity, its deadline, and the error that cancels it."""
 
-    __slots__ = ("check_numerics", "deadline", "error", "number", "step_id", "trace")
+    __slots__ = ("check_numerics", "deadline", "error", "number", "step_id", "times", "trace")
 
     def __init__(
         self, step_id: str, number: int, deadline: float, trace: bool = False, check_numerics: bool = False
@@ -53,6 +53,8 @@ class StepToken:
         self.trace = trace
         self.check_numerics = check_numerics
         self.error: NbflowError | None = None
+        # Where what ops take is noted, in a step that is looked at: (node, seconds).
+        self.times: list[tuple[str, float]] | None = None
 
     def check(self) -> None:
         """Raises what cancelled the step, or DeadlineExceeded."""
@@ -296,13 +298,33 @@ class Program:
         run.arrived[self._recvs[key.removesuffix(flow.suffix(run.frame))]] = (value, moved)
 
     def _runners_for(self, token: StepToken) -> tuple[Runner, ...]:
-        runners = self._timed if token.trace else self._runners
+        runners = self._timed if token.trace else self._runners if token.times is None else self._looked_at
         if not token.check_numerics:
             return runners
         pairs = zip(self.plan.instructions, runners, strict=True)
         return tuple(numerics.checked(i, r, self._backend) for i, r in pairs)
 
     # --- binding -------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _looked_at(self) -> tuple[Runner, ...]:
+        pairs = zip(self.plan.instructions, self._runners, strict=True)
+        return tuple(r if i.op in ("send", "recv", "copy") else self._with_look(i.node, r) for i, r in pairs)
+
+    def _with_look(self, node: str, runner: Runner) -> Runner:
+        """`runner`, which notes how long it took: a fraction of what a traced one costs."""
+        clock, synchronize = time.perf_counter, self._backend.synchronize
+
+        def looked_at(run: _Run) -> None:
+            start = clock()
+            runner(run)
+            synchronize()
+            took_s = clock() - start
+            times = run.token.times
+            if times is not None:
+                times.append((node, took_s))
+
+        return looked_at
 
     def _with_time(self, instruction: Instruction, runner: Runner) -> Runner:
         """`runner`, with an event that says how long it took: for traced steps only."""

@@ -63,6 +63,7 @@ class Session:
         self.costs = Costs(profile)
         self.id = uuid.uuid4().hex
         self.events = Emitter()
+        self.events.add(self.costs.hear)
         self.last: Prepared | None = None  # what ran last, for `%placement`
         self.last_trace: Trace | None = None  # of the last step that was traced, for `%timeline`
         self.last_acknowledgements: tuple[Acknowledgement, ...] = ()  # of the last cancelled step
@@ -323,6 +324,7 @@ class Session:
                 self._registered.add((task, bundle.id))
                 # A finaliser may run in any thread, at any time: it only takes note.
                 weakref.finalize(prepared, self._garbage.put, (task, bundle.id)).atexit = False
+        self.costs.watch(prepared, self.cluster.devices())
         # Last: what the new plans share with forgotten ones, such as a dataset's arrays, is not sent anew.
         self._sweep()
 
@@ -468,6 +470,7 @@ class Session:
             transports, self._transports = self._transports, {}
         for transport in transports.values():
             transport.close()
+        self.costs.close()
         if self._own_cluster is not None:
             self._own_cluster.close()
 

@@ -440,7 +440,11 @@ def encode_event(event: Event) -> pb.Event:
     target: Message = getattr(message, _snake(type(event).__name__))
     target.SetInParent()
     for item in fields(event):
-        setattr(target, item.name, getattr(event, item.name))
+        value = getattr(event, item.name)
+        if isinstance(value, tuple):
+            getattr(target, item.name).extend(value)
+        else:
+            setattr(target, item.name, value)
     return message
 
 
@@ -451,7 +455,9 @@ def decode_event(message: pb.Event) -> Event:
     if kind is None or made is None:
         raise Rejected("an event of no known kind was sent")
     source = getattr(message, kind)
-    event: Event = made(**{item.name: getattr(source, item.name) for item in fields(made)})
+    values = {item.name: getattr(source, item.name) for item in fields(made)}
+    # Lists are tuples here: events are values.
+    event: Event = made(**{n: v if isinstance(v, (str, int, float)) else tuple(v) for n, v in values.items()})
     return event
 
 

@@ -446,8 +446,18 @@ class Log(_message.Message):
     wall_s: float
     def __init__(self, worker: _Optional[str] = ..., level: _Optional[str] = ..., message: _Optional[str] = ..., wall_s: _Optional[float] = ...) -> None: ...
 
+class OpTimes(_message.Message):
+    __slots__ = ("bundle", "nodes", "seconds")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    seconds: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, bundle: _Optional[str] = ..., nodes: _Optional[_Iterable[str]] = ..., seconds: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class Event(_message.Message):
-    __slots__ = ("step_started", "step_finished", "node_finished", "tensor_moved", "metric", "run_state", "worker_state", "log")
+    __slots__ = ("step_started", "step_finished", "node_finished", "tensor_moved", "metric", "run_state", "worker_state", "log", "op_times")
     STEP_STARTED_FIELD_NUMBER: _ClassVar[int]
     STEP_FINISHED_FIELD_NUMBER: _ClassVar[int]
     NODE_FINISHED_FIELD_NUMBER: _ClassVar[int]
@@ -456,6 +466,7 @@ class Event(_message.Message):
     RUN_STATE_FIELD_NUMBER: _ClassVar[int]
     WORKER_STATE_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
+    OP_TIMES_FIELD_NUMBER: _ClassVar[int]
     step_started: StepStarted
     step_finished: StepFinished
     node_finished: NodeFinished
@@ -464,7 +475,8 @@ class Event(_message.Message):
     run_state: RunState
     worker_state: WorkerState
     log: Log
-    def __init__(self, step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., node_finished: _Optional[_Union[NodeFinished, _Mapping]] = ..., tensor_moved: _Optional[_Union[TensorMoved, _Mapping]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., run_state: _Optional[_Union[RunState, _Mapping]] = ..., worker_state: _Optional[_Union[WorkerState, _Mapping]] = ..., log: _Optional[_Union[Log, _Mapping]] = ...) -> None: ...
+    op_times: OpTimes
+    def __init__(self, step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., node_finished: _Optional[_Union[NodeFinished, _Mapping]] = ..., tensor_moved: _Optional[_Union[TensorMoved, _Mapping]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., run_state: _Optional[_Union[RunState, _Mapping]] = ..., worker_state: _Optional[_Union[WorkerState, _Mapping]] = ..., log: _Optional[_Union[Log, _Mapping]] = ..., op_times: _Optional[_Union[OpTimes, _Mapping]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("type", "message", "where", "op", "device", "worker")

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 import nbflow as nf
-from nbflow import profile
+from nbflow import executor, profile
 from nbflow.cost import CostModel, DeviceModel, work_of
 from nbflow.device import parse_device
+from nbflow.events import OpTimes
 from nbflow.graph import Graph, Node
+from nbflow.hardware import this_cpu
+from nbflow.inprocess import InProcessCluster
 from nbflow.profile import Profile, chosen, factor_of
 from nbflow.session import Session
 from nbflow.transport import DeviceInfo
@@ -127,3 +130,74 @@ def test_traced_steps_are_kept_for_the_next_session(tmp_path: Path) -> None:
         assert key[1:3] == ("matmul", "float32")
         with Session(graph=graph, profile=path) as session:
             assert session.placement([y])[-1].predicted_s != before[-1].predicted_s
+
+
+def ran(path: Path, steps: int, cluster: InProcessCluster | None = None) -> dict[profile.Key, profile.Entry]:
+    """What the profile has after ordinary steps of a product."""
+    with Graph().as_default() as graph:
+        x = nf.placeholder("float32", (64, 64), name="x")
+        y = nf.tanh(nf.matmul(x, x))
+        with Session(cluster, graph, profile=path) as session:
+            for _ in range(steps):
+                session.run(y, {x: np.zeros((64, 64), np.float32)})
+    return dict(Profile.read(path).entries)
+
+
+def test_ordinary_steps_are_learned_from_now_and_then(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    assert ran(path, executor.LOOK_FIRST - 1) == {}
+    found = ran(path, executor.LOOK_FIRST)
+    assert {key[1] for key in found} == {"matmul", "tanh"}
+    assert all(str(this_cpu()) in key[0] for key in found)
+    # One in a hundred steps is looked at, and a session keeps what it heard once.
+    again = ran(path, executor.LOOK_FIRST + executor.LOOK_EVERY)
+    assert {e.count for e in again.values()} == {2}
+
+
+def test_what_is_kept_of_many_steps_is_their_median(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    with Graph().as_default() as graph:
+        y = nf.matmul(nf.random.normal((64, 64)), nf.random.normal((64, 64)), name="y")
+        with Session(graph=graph, profile=path) as session:
+            prepared = session.prepare([y], {})
+            (bundle,) = prepared.bundles.values()
+            declared_s = session.costs.model(session.cluster).compute_seconds(y.node, session.cluster.devices()[0].spec)
+            for times in (2.0, 90.0, 2.0):
+                session.events.emit(OpTimes(bundle.id, ("y", "no such op"), (times * declared_s, 1.0)))
+            session.events.emit(OpTimes("another bundle", ("y",), (1.0,)))
+    (entry,) = Profile.read(path).entries.values()
+    assert entry.used == pytest.approx(2.0)
+
+
+def test_steps_of_worker_tasks_and_of_loops_are_heard_of(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    cluster = InProcessCluster(workers=2, ps=1)
+    with Graph().as_default() as graph:
+        x = nf.random.normal((32, 64))
+        loss = nf.mean(nf.layers.dense(x, 32) ** 2)
+        step = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel())
+        with Session(cluster, graph, profile=path) as session:
+            for _ in range(executor.LOOK_FIRST):
+                session.run(step)
+    assert {"matmul", "read_variable", "square"} & {key[1] for key in Profile.read(path).entries} >= {"matmul"}
+    cluster.close()
+
+
+def test_nothing_is_heard_where_it_is_switched_off() -> None:
+    with Graph().as_default() as graph:
+        y = nf.random.normal((4,))
+        with Session(graph=graph, profile="off") as session:
+            for _ in range(executor.LOOK_FIRST):
+                session.run(y)
+            assert not session.costs._heard._steps
+
+
+def test_a_traced_step_is_not_looked_at_besides(tmp_path: Path) -> None:
+    heard: list[object] = []
+    with Graph().as_default() as graph:
+        y = nf.random.normal((4,))
+        with Session(graph=graph, profile=tmp_path / "p.json") as session:
+            session.events.add(heard.append)
+            for _ in range(executor.LOOK_FIRST):
+                session.run(y, trace=True)
+    assert not heard

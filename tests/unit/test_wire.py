@@ -79,7 +79,13 @@ events: st.SearchStrategy[Event] = st.one_of(
         st.builds(
             kind,
             **{
-                f.name: {"int": st.integers(-(2**62), 2**62), "float": finite, "str": names}[str(f.type)]
+                f.name: {
+                    "int": st.integers(-(2**62), 2**62),
+                    "float": finite,
+                    "str": names,
+                    "tuple[str, ...]": st.lists(names, max_size=3).map(tuple),
+                    "tuple[float, ...]": st.lists(finite, max_size=3).map(tuple),
+                }[str(f.type)]
                 for f in dataclasses.fields(kind)
             },
         )
