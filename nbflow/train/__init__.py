@@ -2,6 +2,7 @@
 
 from nbflow.parallel import DataParallel, LocalSGD, Pipeline
 from nbflow.train.checkpoint import Restored, restore, save
-from nbflow.train.run import Run, run
+from nbflow.train.run import Run
+from nbflow.train.start import run
 
 __all__ = ["DataParallel", "LocalSGD", "Pipeline", "Restored", "Run", "restore", "run", "save"]

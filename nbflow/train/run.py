@@ -1,27 +1,20 @@
-"""The handle of a training run, and how one is started. The loop itself is `nbflow.loop`, on the workers."""
+"""The handle of a training run, which `start` makes. The loop itself is `nbflow.loop`, on the workers."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from nbflow import errors
-from nbflow.current import current_session
 from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
-from nbflow.events import Emitter, Event, Listener, Log, Metric, RunState, WorkerState
-from nbflow.graph import Node, as_node
+from nbflow.events import Event, Listener, Log, Metric, RunState, WorkerState
 from nbflow.session import Session
-from nbflow.train.display import Display, open_display
 from nbflow.train.keeping import Keeper
-from nbflow.train.planning import Member, metric_tensors, plan_loops
+from nbflow.train.planning import Member
+from nbflow.train.record import Curve, Record, error_from
 from nbflow.transport import Loop, LoopAction
 
 log = logging.getLogger("nbflow.train")
@@ -53,7 +46,7 @@ class Run:
         self.detail = ""
         self.error: NbflowError | None = None
         self.started_s = time.time()
-        self.events: list[Event] = []
+        self.record = Record(names)
         self._session = session
         self._members = members
         self._progress = [m.loop.first - 1 for m in members]  # steps done, a member
@@ -66,11 +59,9 @@ class Run:
         self._saved_step = -1
         self._lost: set[str] = set()  # workers that the run goes on without
         self._asked: set[LoopAction] = set()
-        self._emitter = Emitter()
         self._lock = threading.RLock()
         self._done = threading.Event()
         self._states: dict[str, RunState] = {}
-        self._values: dict[str, dict[int, dict[str, float]]] = {name: {} for name in names}
         self._removers: list[Callable[[], None]] = []
 
     # --- what it did -----------------------------------------------------------------------------------------------
@@ -86,18 +77,17 @@ class Run:
         return [done for done, m in zip(self._progress, self._members, strict=True) if m.counts]
 
     @property
-    def history(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    def history(self) -> dict[str, Curve]:
         """Metric name -> float64 array of its values, one a report, and `step` -> their steps.
 
         With asynchronous replicas a value is the mean over the replicas that reported that step.
         """
-        with self._lock:
-            steps = sorted({s for series in self._values.values() for s in series})
-            out = {"step": np.array(steps, dtype=np.float64)}
-            for name, series in self._values.items():
-                means = [np.mean(list(series[s].values())) if s in series else np.nan for s in steps]
-                out[name] = np.array(means, dtype=np.float64)
-            return out
+        return self.record.history()
+
+    @property
+    def events(self) -> list[Event]:
+        """All that was heard, in that order."""
+        return self.record.events
 
     def __repr__(self) -> str:
         last = ", ".join(f"{k} {v[-1]:.4g}" for k, v in self.history.items() if k != "step" and len(v))
@@ -106,7 +96,7 @@ class Run:
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener` with each Metric and RunState of this run, from other threads; returns what ends it."""
-        return self._emitter.add(listener)
+        return self.record.listen(listener)
 
     # --- controlling it --------------------------------------------------------------------------------------------
 
@@ -154,13 +144,13 @@ class Run:
     def wait(self, timeout: float | None = None) -> Run:
         """Waits until the run has ended. Raises TimeoutError after `timeout` seconds, and the run's error if it
         failed. An interrupt leaves the run going."""
-        if not self._watch(timeout):
+        if not self.watch(timeout):
             raise TimeoutError(f"the run is still {self.status} after {timeout} s (step {self.step} of {self.steps})")
         if self.error is not None:
             raise self.error
         return self
 
-    def _watch(self, timeout: float | None = None) -> bool:
+    def watch(self, timeout: float | None = None) -> bool:
         """Waits for the end, and looks now and then whether there is anybody left to tell it. False: `timeout`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._done.is_set():
@@ -210,12 +200,12 @@ class Run:
             except NbflowError as error:
                 log.warning("%s could not be asked to %s: %s", leader, action, error)
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
         """Cancels the steps in flight on every worker and waits until the loops have ended."""
         self._control("cancel")
         self._done.wait(STOP_S)
 
-    def _how_it_ended(self) -> str:
+    def how_it_ended(self) -> str:
         """For people, after an interrupt."""
         tasks = ", ".join(sorted({task for m in self._members for task in m.loop.step}))
         if not self._done.is_set():
@@ -224,7 +214,8 @@ class Run:
 
     # --- what arrives ----------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def begin(self) -> None:
+        """Starts the loops. Called once, by `nf.train.run`."""
         transports = self._session.transports
         tasks = {task for m in self._members for task in m.loop.step}
         for task in sorted(tasks):
@@ -344,11 +335,7 @@ class Run:
         first = self._members[0].loop
         if event.step % first.every and all(event.step != m.last for m in self._members):
             return  # the end of a stretch, which is nobody's business
-        scaled = replace(event, step=event.step * self._members[0].weight)
-        with self._lock:
-            self.events.append(scaled)
-            self._values.setdefault(event.name, {}).setdefault(scaled.step, {})[event.replica] = event.value
-        self._emitter.emit(scaled)
+        self.record.add_metric(event, self._members[0].weight)
 
     def _on_state(self, event: RunState) -> None:
         detail = event.detail
@@ -363,7 +350,7 @@ class Run:
             loops = [k for k, (number, _) in self._loops.items() if self._members[number].counts]
             states = [self._states[k] for k in loops if k in self._states]
         if event.status == "failed":
-            error = _as_error(detail)
+            error = error_from(detail)
             if isinstance(error, WorkerLost) and not member.counts:
                 self._lose(member.leader, error)
             else:
@@ -393,8 +380,7 @@ class Run:
         with self._lock:
             self.status, self.detail = status, detail
             state = RunState(self.id, status, self.step, self.steps, time.time(), detail)
-            self.events.append(state)
-        self._emitter.emit(state)
+        self.record.add_state(state)
 
     def _end(self, status: str, detail: str) -> None:
         self._say(status, detail)
@@ -404,79 +390,3 @@ class Run:
         self._turn.set()
         for remove in self._removers:
             remove()
-
-
-def _as_error(text: str) -> NbflowError:
-    """The error that a loop reported as `Type: message`."""
-    name, _, message = text.partition(": ")
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, NbflowError):
-        return kind(message)
-    return RunError(text)
-
-
-def run(
-    step: Node,
-    steps: int = 1000,
-    metrics: Mapping[str, Any] | None = None,
-    every: int = 10,
-    *,
-    background: bool = False,
-    show: bool = True,
-    stop_on_nan: bool = False,
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 200,
-    resume: bool = True,
-) -> Run:
-    """Runs `step` (from `optimizer.minimize`) `steps` times, on the workers.
-
-    Every `every` steps, and at the last, `metrics` (name -> scalar tensor) are computed in the same step and sent
-    back. `background=True` returns at once; otherwise the call waits, and an interrupt cancels the run on all workers.
-    `stop_on_nan`: a metric that is NaN or infinite ends the run. `show`: live curves in a notebook, a progress bar
-    elsewhere. Under asynchronous DataParallel `steps` counts the updates of all replicas together.
-
-    `checkpoint`: a folder for checkpoints, of every `checkpoint_every` steps and of the last; the last five of them
-    stay. With `resume` a run goes on from the last one that is there, and makes the steps that are left of `steps`:
-    after synchronous training with the losses that it would have had without the break, bit for bit. Saving is done by
-    this process between two steps, while the workers wait.
-
-    Raises GraphError for a step that updates nothing or a metric that is not a scalar, and the run's own error.
-    """
-    if steps < 1 or every < 1:
-        raise GraphError(f"steps and every are at least 1, not {steps} and {every}")
-    session = current_session()
-    wanted = metric_tensors(metrics or {})
-    run_id = uuid.uuid4().hex[:12]
-    keeper, done = None, []
-    if checkpoint is not None:
-        keeper = Keeper(checkpoint, checkpoint_every, session, [as_node(step), *wanted.values()])
-        done = keeper.begin(resume)
-    members = plan_loops(session, as_node(step), wanted, run_id, steps, every, stop_on_nan, done)
-    if keeper is not None:
-        keeper.prepare()
-    made = Run(run_id, session, members, list(wanted), keeper)
-    display = open_display(made) if show else None
-    if background:
-        made._start()
-        threading.Thread(target=_follow, args=(made, display), name="nbflow-follow", daemon=True).start()
-        return made
-    try:
-        made._start()
-        made._watch()
-    except BaseException as error:
-        made._interrupt()
-        error.add_note(made._how_it_ended())
-        raise
-    finally:
-        if display is not None:
-            display.finish()
-    if made.error is not None:
-        raise made.error
-    return made
-
-
-def _follow(made: Run, display: Display | None) -> None:
-    """Watches over a run in the background."""
-    made._watch()
-    if display is not None:
-        display.finish()
