@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test lab lint types layers widgets protos clean
+.PHONY: help setup dev demo test lab lint types layers widgets protos bench-tf-env clean
 
 help:        ## what can be made
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/'
 
 setup: $(VENV)/.demo   ## the virtual environment, with nbflow in it
 dev: $(VENV)/.dev      ## the same, with what tests and checks need
@@ -43,6 +43,9 @@ widgets:               ## rebuilds the browser code (needs Node; the built files
 
 protos: $(VENV)/.dev   ## regenerates the protobuf modules
 	@scripts/generate-protos
+
+bench-tf-env:          ## .venv-tf with TensorFlow, the peer of benchmarks/distributed.py
+	@$(PYTHON) -m venv .venv-tf && .venv-tf/bin/pip install -q 'tensorflow-cpu==2.21.*'
 
 clean:                 ## removes the environment and what the targets made
 	rm -rf $(VENV) demo-output test-output build dist
