@@ -27,6 +27,7 @@ from nbflow.machines import Machine
 from nbflow.plan import Bundle
 from nbflow.program import Program, StepToken
 from nbflow.rendezvous import REMEMBERED, Rendezvous
+from nbflow.runs import RunBook, listening
 from nbflow.state import StateStore
 from nbflow.transport import (
     HostArray,
@@ -34,6 +35,7 @@ from nbflow.transport import (
     LoopAction,
     Moved,
     Outbox,
+    RunPage,
     Sending,
     StepCommand,
     StepResult,
@@ -117,6 +119,7 @@ class Executor:
         self.state = StateStore(self._say)
         self.rendezvous = Rendezvous(outbox)
         self.events = Emitter()
+        self.runs = RunBook()
 
     # --- Transport ---------------------------------------------------------------------------------------------
 
@@ -183,6 +186,7 @@ class Executor:
             if loop.id in self._loops:
                 raise Rejected(f"loop {loop.id} is already running", worker=self._info.task_name)
             self._loops[loop.id] = (control, thread)
+        self.runs.begin(loop)
         thread.start()
 
     def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None:
@@ -193,6 +197,15 @@ class Executor:
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         return self.events.add(listener)
+
+    def read_run(self, run: str, after: int = 0, *, timeout_s: float = 10.0) -> RunPage:
+        return self.runs.read(run, after)
+
+    @property
+    def looping(self) -> bool:
+        """Whether a loop is led from here, paused ones included."""
+        with self._lock:
+            return bool(self._loops)
 
     def close(self) -> None:
         """Cancels what runs, waits for it up to CLOSE_S, and frees the session's state."""
@@ -250,7 +263,7 @@ class Executor:
             return True
 
     def _run_loop(self, loop: Loop, transports: Mapping[str, Transport], control: LoopControl) -> None:
-        run_loop(loop, transports, self.events.emit, control)
+        run_loop(loop, transports, listening(self.runs, self.events.emit), control)
         with self._lock:
             self._loops.pop(loop.id, None)
 

@@ -13,10 +13,11 @@ from nbflow.backends.base import Backend
 from nbflow.backends.null import NullBackend
 from nbflow.backends.numpy import NumpyBackend
 from nbflow.device import LOCAL, DeviceSpec
-from nbflow.errors import WorkerLost
+from nbflow.errors import Rejected, WorkerLost
 from nbflow.executor import Executor
 from nbflow.hardware import this_cpu
 from nbflow.machines import parse_machine
+from nbflow.runs import RunRecord, merge
 from nbflow.transport import DeviceInfo, HostArray, Links, Moved, Transport, WorkerInfo
 
 _numbers = itertools.count()
@@ -80,6 +81,20 @@ class InProcessCluster:
             if found is None:
                 found = self._sessions[session] = self._open(session)
             return dict(found)
+
+    def join(self, session: str) -> Mapping[str, Transport]:
+        with self._lock:
+            if session not in self._sessions:
+                raise Rejected(f"session {session} is not open here")
+            return dict(self._sessions[session])
+
+    def runs(self) -> list[RunRecord]:
+        with self._lock:
+            sessions = [(session, dict(executors)) for session, executors in self._sessions.items()]
+        return merge(e for session, found in sessions for t, x in found.items() for e in x.runs.entries(session, t))
+
+    def ended(self, task: str) -> str:
+        return "" if any(d.spec.task_name == task for d in self._devices) else "there is no such task"
 
     def _open(self, session: str) -> dict[str, Executor]:
         exchange = _Exchange()

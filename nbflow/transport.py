@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from nbflow.device import DeviceSpec
 from nbflow.errors import NbflowError
-from nbflow.events import Event, Listener
+from nbflow.events import Event, Listener, RunState
 from nbflow.plan import Bundle
+
+if TYPE_CHECKING:
+    from nbflow.runs import RunRecord
 
 HostArray = np.ndarray[Any, Any]
 
@@ -118,7 +121,8 @@ class Loop:
     `step` and `report` map task names to bundle ids: `report` is the same step, with the metrics fetched, and runs
     when the step's number is a multiple of `every`. Steps `first` … `first + steps - 1` run in lane `id`.
     `replica` names the replica whose loop this is (empty for one loop over all replicas). `finish`, task -> bundle id,
-    runs once when the loop has ended, however it did: it tells others not to wait for this one.
+    runs once when the loop has ended, however it did: it tells others not to wait for this one. `about` is kept by the
+    leader for clients that come back (`nbflow.runs.About`).
     """
 
     id: str
@@ -132,6 +136,31 @@ class Loop:
     stop_on_nan: bool = False
     replica: str = ""
     finish: Mapping[str, str] = field(default_factory=dict)
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """What worker `task` knows of a run in session `session` whose loops it leads: the last state of each loop.
+
+    `about` as the first of the loops gave it. `since_s`: when that began, in seconds since the epoch.
+    """
+
+    run: str
+    session: str
+    task: str
+    about: str
+    since_s: float
+    states: tuple[RunState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """Some of the events of a run, in their order. `next` is where to read on; `more`: at once."""
+
+    events: tuple[Event, ...]
+    next: int
+    more: bool = False
 
 
 LoopAction = Literal["stop", "pause", "resume", "cancel"]
@@ -183,6 +212,13 @@ class Transport(Protocol):
         """Calls `listener` with each event of this worker; returns the function that ends it."""
         ...
 
+    def read_run(self, run: str, after: int = 0, *, timeout_s: float = 10.0) -> RunPage:
+        """What a run's loops on this worker said after the number `after` (0: from their start), as it is kept here.
+
+        Raises Rejected for a run that is not, or no longer, known.
+        """
+        ...
+
     def close(self) -> None:
         """Ends this session on the worker and frees its state. The worker lives on."""
         ...
@@ -207,6 +243,18 @@ class Cluster(Protocol):
 
     def connect(self, session: str) -> Mapping[str, Transport]:
         """Opens session `session` on every worker: task name -> transport. Raises WorkerError."""
+        ...
+
+    def join(self, session: str) -> Mapping[str, Transport]:
+        """The ways to a session that is open already, maybe another client's. Closing them leaves it as it is."""
+        ...
+
+    def runs(self) -> Sequence[RunRecord]:
+        """The training runs that the workers know, in the order in which they began."""
+        ...
+
+    def ended(self, task: str) -> str:
+        """How the process of a worker ended, for people; empty while it may only be cut off, or frozen."""
         ...
 
 

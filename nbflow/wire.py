@@ -399,6 +399,7 @@ def encode_loop(loop: Loop) -> pb.Loop:
         stop_on_nan=loop.stop_on_nan,
         replica=loop.replica,
         finish=dict(loop.finish),
+        about=loop.about,
     )
 
 
@@ -421,6 +422,7 @@ def decode_loop(message: pb.Loop) -> Loop:
         message.stop_on_nan,
         message.replica,
         dict(sorted(message.finish.items())),
+        message.about,
     )
 
 

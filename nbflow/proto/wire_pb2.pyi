@@ -282,7 +282,7 @@ class MetricSource(_message.Message):
     def __init__(self, name: _Optional[str] = ..., task: _Optional[str] = ..., fetch: _Optional[str] = ...) -> None: ...
 
 class Loop(_message.Message):
-    __slots__ = ("id", "run", "step", "report", "metrics", "first", "steps", "every", "stop_on_nan", "replica", "finish")
+    __slots__ = ("id", "run", "step", "report", "metrics", "first", "steps", "every", "stop_on_nan", "replica", "finish", "about")
     class StepEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -315,6 +315,7 @@ class Loop(_message.Message):
     STOP_ON_NAN_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
     id: str
     run: str
     step: _containers.ScalarMap[str, str]
@@ -326,7 +327,8 @@ class Loop(_message.Message):
     stop_on_nan: bool
     replica: str
     finish: _containers.ScalarMap[str, str]
-    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., step: _Optional[_Mapping[str, str]] = ..., report: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., first: _Optional[int] = ..., steps: _Optional[int] = ..., every: _Optional[int] = ..., stop_on_nan: _Optional[bool] = ..., replica: _Optional[str] = ..., finish: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    about: str
+    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., step: _Optional[_Mapping[str, str]] = ..., report: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., first: _Optional[int] = ..., steps: _Optional[int] = ..., every: _Optional[int] = ..., stop_on_nan: _Optional[bool] = ..., replica: _Optional[str] = ..., finish: _Optional[_Mapping[str, str]] = ..., about: _Optional[str] = ...) -> None: ...
 
 class StepStarted(_message.Message):
     __slots__ = ("step", "wall_s")

@@ -6,9 +6,10 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from nbflow import wire
 from nbflow.errors import NbflowError, Rejected, Unauthenticated, VersionMismatch, WorkerError, WorkerLost
@@ -17,6 +18,11 @@ from nbflow_workers.client import Link
 from nbflow_workers.proto import worker_pb2 as pb
 from nbflow_workers.security import Token
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+# A host that is there says within this time that nobody listens.
+LOOK_TIMEOUT_S = 1.0
 # Of the time given: each worker's own timeouts end before the whole does, and say more.
 SHARE = 0.9
 
@@ -118,6 +124,39 @@ def _explain(address: str, error: NbflowError, *, tls: bool, timeout_s: float) -
             address, f"no answer within {timeout_s:g} s", "it is frozen, or not an nbflow worker", WorkerLost
         )
     return Problem(address, error.message.splitlines()[0][:120], "look at the worker's log", type(error))
+
+
+def may_be_there(address: str) -> bool:
+    """False when the host says that nobody listens at `address`: its process has ended, and is not merely cut off."""
+    try:
+        socket.create_connection(security.split_address(address), timeout=LOOK_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def beside(do: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
+    """`do` for all at once, a thread each; the first error is raised when all have ended. No pool: those take no work
+    while the interpreter ends, which is when clusters are closed."""
+    made: dict[int, Made] = {}
+    errors: list[BaseException] = []
+
+    def run(number: int, item: Item) -> None:
+        try:
+            made[number] = do(item)
+        except BaseException as error:  # noqa: BLE001  # raised below, in the thread that asked
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=pair, name="nbflow-beside", daemon=True) for pair in enumerate(items)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [made[n] for n in range(len(items))]
 
 
 def _twins(found: Sequence[Found]) -> list[Problem]:

@@ -15,6 +15,7 @@ import click
 
 from nbflow.errors import NbflowError
 from nbflow_workers import worker as workers
+from nbflow_workers.server import SESSION_LEASE_S
 
 _GROUP = "nbflow.commands"
 # Of this room, but more than a worker should import to start.
@@ -106,7 +107,17 @@ def nbflow() -> None:
     metavar="S",
     help="End after S seconds without a call; 0: never.",
 )
+@click.option(
+    "--lease",
+    "lease_s",
+    default=SESSION_LEASE_S,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="Forget a session, with its variables, S seconds after it was last used; a running loop uses it.",
+)
 @click.option("--orphan", "orphan_s", default=None, type=click.FloatRange(0), hidden=True)
+@click.option("--outlive", is_flag=True, hidden=True)
 @click.option(
     "--allow-python",
     is_flag=True,

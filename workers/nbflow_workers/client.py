@@ -14,10 +14,10 @@ import grpc
 
 from nbflow import wire
 from nbflow.errors import NbflowError, Rejected, WorkerLost
-from nbflow.events import Emitter, Listener, WorkerState
+from nbflow.events import Emitter, Listener, RunState, WorkerState
 from nbflow.plan import Bundle
 from nbflow.proto import wire_pb2
-from nbflow.transport import HostArray, Loop, LoopAction, StepCommand, StepResult, WorkerInfo
+from nbflow.transport import HostArray, Loop, LoopAction, RunEntry, RunPage, StepCommand, StepResult, WorkerInfo
 from nbflow_workers import protocol, rpc, status
 from nbflow_workers.dataplane import shm
 from nbflow_workers.dataplane.base import host_id
@@ -75,6 +75,16 @@ class Link:
         )
         wire.check_version(reply.wire_version, mine=version, worker=self.name)
         return reply
+
+    def runs(self, *, timeout_s: float) -> list[RunEntry]:
+        """The training runs that the worker knows, of all sessions."""
+        reply: pb.RunsReply = self.call("Runs", pb.Empty(), timeout_s=timeout_s, doing="listing its runs")
+        task = self.name.partition(" ")[0]
+        found = []
+        for entry in reply.runs:
+            states = tuple(s for s in map(wire.decode_event, entry.states) if isinstance(s, RunState))
+            found.append(RunEntry(entry.run, entry.session, task, entry.about, entry.since_s, states))
+        return found
 
     def close(self) -> None:
         self._channel.close()
@@ -179,6 +189,11 @@ class GrpcTransport:
             remove()
             raise
         return remove
+
+    def read_run(self, run: str, after: int = 0, *, timeout_s: float = 10.0) -> RunPage:
+        request = pb.ReadRunRequest(run=run, after=after)
+        reply = self._call("ReadRun", request, timeout_s=timeout_s, doing="reading a run")
+        return RunPage(tuple(wire.decode_event(e) for e in reply.events), reply.next, reply.more)
 
     def close(self, *, keep_session: bool = False) -> None:
         """Ends the connection, and the session on the worker unless `keep_session`."""

@@ -17,10 +17,11 @@ from nbflow import wire
 from nbflow.device import parse_device
 from nbflow.errors import NbflowError, Rejected, WorkerLost
 from nbflow.events import Emitter, Listener, WorkerState
-from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, Transport, WorkerInfo
+from nbflow.runs import RunRecord, merge
+from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, RunEntry, Transport, WorkerInfo
 from nbflow_workers import links, security
 from nbflow_workers import spec as spec_file
-from nbflow_workers.attach import ask_all
+from nbflow_workers.attach import ask_all, beside, may_be_there
 from nbflow_workers.client import GrpcTransport, Link
 from nbflow_workers.launchers.base import Ask, Handle, Launcher, Progress
 from nbflow_workers.launchers.local import LocalLauncher
@@ -199,19 +200,50 @@ class Cluster:
         with ThreadPoolExecutor(min(16, len(workers)), thread_name_prefix="nbflow-open") as pool:
             return dict(pool.map(open_on, workers))
 
-    def _transport(self, worker: _Worker, session: str) -> GrpcTransport:
+    def join(self, session: str) -> dict[str, Transport]:
+        """The ways to a session that is open already, maybe another client's. Closing them leaves it as it is."""
+        with self._lock:
+            self._check_open()
+            return {
+                w.info.task_name: self._transport(w, session, owns=session in self._sessions) for w in self._alive()
+            }
+
+    def _transport(self, worker: _Worker, session: str, *, owns: bool = True) -> GrpcTransport:
         key = (session, worker.info.task_name)
         with self._lock:
             found = self._transports.get(key)
             if found is None or not found.usable or found.worker.incarnation != worker.info.incarnation:
                 host = worker.data.host_id
                 found = GrpcTransport(
-                    worker.link, worker.info, session, worker_host=host, on_lost=lambda: self._broke(worker)
+                    worker.link,
+                    worker.info,
+                    session,
+                    worker_host=host,
+                    owns_session=owns,
+                    on_lost=lambda: self._broke(worker),
                 )
                 self._transports[key] = found
             return found
 
+    def ended(self, task: str) -> str:
+        """How the process of a worker ended; empty while it may only be cut off, or frozen."""
+        with self._lock:
+            worker = self._workers.get(task)
+        if worker is None:
+            return "it was sent away"
+        if worker.handle is not None:
+            return worker.handle.exit_text()
+        return "" if may_be_there(worker.link.address) else "nothing listens at its address any more"
+
     # --- what people use ------------------------------------------------------------------------------------------
+
+    def runs(self) -> list[RunRecord]:
+        """The training runs that the workers know, of all sessions, in the order in which they began. A worker that
+        does not answer is left out."""
+        with self._lock:
+            self._check_open()
+            workers = self._alive()
+        return merge(entry for found in beside(_runs_of, workers) for entry in found)
 
     def workers(self) -> list[WorkerRecord]:
         """All workers, lost ones included."""
@@ -343,9 +375,7 @@ class Cluster:
         for worker in workers:
             # First: a server that stops waits for those who are still connected.
             worker.link.close()
-        if started:
-            with ThreadPoolExecutor(len(started), thread_name_prefix="nbflow-stop") as pool:
-                list(pool.map(lambda h: h.detach() if keep else h.stop(STOP_TIMEOUT_S), started))
+        beside(lambda h: h.detach() if keep else h.stop(STOP_TIMEOUT_S), started)
         for worker in workers:
             self._note(self._membership.leave(worker.info.task_name), worker)
 
@@ -431,6 +461,14 @@ class Cluster:
             self._events.emit(WorkerState(change.worker, change.new, address, time.time(), change.detail))
 
 
+def _runs_of(worker: _Worker) -> list[RunEntry]:
+    try:
+        return worker.link.runs(timeout_s=HEARTBEAT_TIMEOUT_S)
+    except NbflowError as error:
+        log.warning("%s was not asked for its runs: %s", worker.info.task_name, error)
+        return []
+
+
 _open_clusters: set[Cluster] = set()
 
 
@@ -454,11 +492,15 @@ def local(
     timeout_s: float = 60.0,
     progress: Progress | None = None,
     launcher: Launcher | None = None,
+    keep: bool = False,
+    lease_s: float | None = None,
 ) -> Cluster:
     """Starts `workers` tasks of job worker and `ps` of job ps as processes of this machine.
 
     The first `gpus` workers get one GPU each; the others, and the ps, have `devices`, as `nbflow worker --devices` has:
     `null@h100` for coordination without arithmetic. `progress` is called with a line as each starts and is ready.
+    `keep`: when this process is killed, workers stay as long as they have a session, until its lease is over (`save`
+    first, to find them again). `lease_s`: how long a session that nobody uses stays.
     Raises WorkerError, with what the process wrote, when one does not start within `timeout_s`; then none is left.
     """
     if workers < 1 or ps < 0 or not 0 <= gpus <= workers:
@@ -466,7 +508,8 @@ def local(
     asks = [Ask("worker", i, f"cpu,gpu:{i}" if i < gpus else devices) for i in range(workers)]
     asks += [Ask("ps", i, devices) for i in range(ps)]
     token = security.new_token()
-    used = launcher or LocalLauncher()
+    flags = () if lease_s is None else ("--lease", str(lease_s))
+    used = launcher or LocalLauncher(outlive=keep, flags=flags)
     made = _start(used, asks, token, timeout_s=timeout_s, progress=progress)
     return Cluster(made, token, name=name or f"local-{next(_numbers)}", launcher=used)
 

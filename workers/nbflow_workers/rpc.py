@@ -52,6 +52,8 @@ METHODS = {
         Method("DropState", pb.DropStateRequest, pb.Empty),
         Method("Unregister", pb.UnregisterRequest, pb.Empty),
         Method("Events", pb.Empty, pb.EventReply, reply_stream=True),
+        Method("Runs", pb.Empty, pb.RunsReply),
+        Method("ReadRun", pb.ReadRunRequest, pb.ReadRunReply),
         Method("Shutdown", pb.Empty, pb.Empty),
     )
 }

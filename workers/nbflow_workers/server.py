@@ -197,16 +197,31 @@ class Service:
         self._blobs.keep(sessions)
 
     def expire(self) -> None:
-        """Forgets sessions whose lease is over."""
+        """Forgets sessions whose lease is over. A stream or a running loop is use, with or without a client."""
         now = time.monotonic()
         lease = self._config.session_lease_s
         with self._lock:
-            over = [s for s in self._sessions.values() if not s.streams and now - s.last_used_s > lease]
+            for session in self._sessions.values():
+                if session.streams or session.executor.looping:
+                    session.last_used_s = now
+            over = [s for s in self._sessions.values() if now - s.last_used_s > lease]
             for session in over:
                 del self._sessions[session.id]
         for session in over:
             log.info("session %s was not used for %g s and is forgotten", session.id, lease)
             self._end(session)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions have not ended."""
+        with self._lock:
+            return len(self._sessions)
+
+    @property
+    def working(self) -> bool:
+        """Whether a loop is led from here, or somebody holds a stream: a peer that leads one does."""
+        with self._lock:
+            return any(s.streams or s.executor.looping for s in self._sessions.values())
 
     def close(self) -> None:
         """Ends all sessions."""
@@ -299,6 +314,24 @@ class Service:
             raise Rejected(f"a loop cannot be asked to {request.action[:40]!r}; it can {', '.join(_ACTIONS)}")
         self._session(context).executor.control_loop(request.loop_id, action)
         return pb.Empty()
+
+    @_answers
+    def runs(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.RunsReply:
+        task = self._config.info.task_name
+        with self._lock:
+            sessions = list(self._sessions.values())
+        reply = pb.RunsReply()
+        for entry in (e for s in sessions for e in s.executor.runs.entries(s.id, task)):
+            states = [wire.encode_event(state) for state in entry.states]
+            reply.runs.add(
+                run=entry.run, session=entry.session, about=entry.about, since_s=entry.since_s, states=states
+            )
+        return reply
+
+    @_answers
+    def read_run(self, request: pb.ReadRunRequest, context: grpc.ServicerContext) -> pb.ReadRunReply:
+        page = self._session(context).executor.read_run(request.run, request.after)
+        return pb.ReadRunReply(events=[wire.encode_event(e) for e in page.events], next=page.next, more=page.more)
 
     # --- streams --------------------------------------------------------------------------------------------------
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import Empty, Full, Queue, SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import grpc
 
 from nbflow import wire
 from nbflow.errors import NbflowError, Rejected
-from nbflow.events import Event, Listener
+from nbflow.events import Event, Listener, Log, Metric, RunState
 from nbflow.plan import Bundle
 from nbflow.proto import wire_pb2
-from nbflow.transport import HostArray, Inbox, Loop, LoopAction, StepCommand, StepResult
+from nbflow.runs import RunBook
+from nbflow.transport import HostArray, Inbox, Loop, LoopAction, RunPage, StepCommand, StepResult
 from nbflow_workers.client import GrpcTransport
 from nbflow_workers.dataplane import shm
 from nbflow_workers.frames import Incoming, Outgoing
@@ -28,7 +30,11 @@ log = logging.getLogger("nbflow.worker")
 
 # Events waiting for one client. A client that reads none loses the oldest, and the run goes on.
 MAX_EVENTS = 10_000
-EVENT_BATCH = 256
+EVENT_BATCH = 1024
+# Metrics and progress are sent together this often; people read no faster. Everything else is sent at once.
+WINDOW_S = 0.1
+# The level of the Log that stands for events which were left out: a run's are read from its worker's record.
+GAP = "gap"
 # A stream's thread looks this often whether its client is still there.
 LOOK_S = 5.0
 
@@ -44,6 +50,11 @@ class StepExecutor(Inbox, Protocol):
     def unregister(self, bundles: Sequence[str], *, timeout_s: float = 10.0) -> None: ...
     def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None: ...
     def listen(self, listener: Listener) -> Callable[[], None]: ...
+    def read_run(self, run: str, after: int = 0, *, timeout_s: float = 10.0) -> RunPage: ...
+    @property
+    def looping(self) -> bool: ...
+    @property
+    def runs(self) -> RunBook: ...
     def close(self) -> None: ...
 
 
@@ -264,41 +275,57 @@ class EventStream:
 
     def __init__(self, session: Session, context: grpc.ServicerContext) -> None:
         self._context = context
-        self._queue: Queue[Event | None] = Queue(MAX_EVENTS)
+        self._events: deque[Event] = deque()
+        self._wake = threading.Condition()
+        self._urgent = self._closed = self._gap = False
         self._remove = session.executor.listen(self._put)
         context.add_callback(self.close)
 
-    def _put(self, event: Event | None) -> None:
-        while True:
-            try:
-                self._queue.put_nowait(event)
-                return
-            except Full:
-                try:
-                    self._queue.get_nowait()
-                except Empty:
-                    continue
+    def _put(self, event: Event) -> None:
+        with self._wake:
+            if len(self._events) >= MAX_EVENTS:
+                self._events.popleft()
+                self._gap = True
+            self._events.append(event)
+            self._urgent = self._urgent or not _can_wait(event)
+            # Whoever waits for the first of a batch, or for something urgent; not a thread woken for each event.
+            if self._urgent or len(self._events) == 1:
+                self._wake.notify()
 
     def close(self) -> None:
-        self._put(None)
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
 
     def replies(self) -> Iterator[pb.EventReply]:
         """An empty reply first: from then on nothing is missed."""
         yield pb.EventReply()
         try:
             while self._context.is_active():
-                try:
-                    first = self._queue.get(timeout=LOOK_S)
-                except Empty:
-                    continue
-                batch = [first]
-                while len(batch) < EVENT_BATCH and not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
-                yield pb.EventReply(events=[wire.encode_event(e) for e in batch if e is not None])
-                if None in batch:
+                batch = self._take()
+                if batch:
+                    yield pb.EventReply(events=[wire.encode_event(e) for e in batch])
+                elif self._closed:
                     return
         finally:
             self._remove()
+
+    def _take(self) -> list[Event]:
+        """The next batch; nothing when none came for a while, or this is the end."""
+        with self._wake:
+            if self._wake.wait_for(lambda: self._events or self._closed, LOOK_S):
+                self._wake.wait_for(lambda: self._urgent or self._closed, WINDOW_S)
+            batch = [self._events.popleft() for _ in range(min(EVENT_BATCH, len(self._events)))]
+            if not self._events:
+                self._urgent = False
+            if self._gap:
+                self._gap = False
+                batch.insert(0, Log("", GAP, "events were left out: the client read none", time.time()))
+            return batch
+
+
+def _can_wait(event: Event) -> bool:
+    return isinstance(event, Metric) or (isinstance(event, RunState) and event.status == "running")
 
 
 class BlobStore:

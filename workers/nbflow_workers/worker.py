@@ -33,7 +33,7 @@ from nbflow_workers import security, spec
 from nbflow_workers.dataplane import shm
 from nbflow_workers.dataplane.credit import WINDOW_BYTES
 from nbflow_workers.dataplane.plane import PeerDataPlane
-from nbflow_workers.server import Config, Server
+from nbflow_workers.server import SESSION_LEASE_S, Config, Server
 
 log = logging.getLogger("nbflow.worker")
 
@@ -52,6 +52,8 @@ class Options:
     `orphan_s`: for workers of a launcher, whose standard input is a pipe from it: end this long after it closed, unless
     somebody calls; None: standard input is not looked at. `no_shm`: peers on this host are reached by TCP too.
     `in_flight_mb`: how many MiB of tensors may be under way to one peer (docs/dataplane.md).
+    `lease_s`: a session that nobody uses is forgotten after this long. `outlive`: with `orphan_s`, sessions keep the
+    worker after its launcher is gone, until the last has ended: by its client, or by its lease.
     """
 
     listen: str = "127.0.0.1:0"
@@ -60,6 +62,8 @@ class Options:
     devices: str = "auto"
     keepalive_s: float = 0.0
     orphan_s: float | None = None
+    outlive: bool = False
+    lease_s: float = SESSION_LEASE_S
     no_shm: bool = False
     in_flight_mb: int = WINDOW_BYTES // 2**20
     allow_python: bool = False
@@ -161,7 +165,7 @@ def run(options: Options) -> None:
         return Executor(info, backends, session, outbox, peers=peers)
 
     version = int(os.environ.get(TEST_VERSION_VARIABLE, wire.WIRE_VERSION))
-    config = Config(info, token, make_executor, dataplane, prefix, tls, version, stop=stop)
+    config = Config(info, token, make_executor, dataplane, prefix, tls, version, options.lease_s, stop)
     try:
         server = Server(config, options.listen)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -215,13 +219,15 @@ def _serve(server: Server, options: Options, stop: threading.Event) -> None:
             continue
         next_look = now + LEASE_TICK_S
         server.service.expire()
-        if orphaned.is_set() and orphan_since is None:
+        kept = options.outlive and server.service.sessions > 0
+        if orphaned.is_set() and (orphan_since is None or kept):
             orphan_since = now
-        idle = now - server.service.last_call_s
+        # A loop whose client is gone is no call, but work.
+        idle = 0.0 if server.service.working else now - server.service.last_call_s
         if options.keepalive_s and idle > options.keepalive_s:
             log.warning("nobody called for %g s: this worker ends", options.keepalive_s)
             return
-        alone = min(idle, now - orphan_since) if orphan_since is not None else 0.0
+        alone = min(now - server.service.last_call_s, now - orphan_since) if orphan_since is not None else 0.0
         if options.orphan_s is not None and orphaned.is_set() and alone >= options.orphan_s:
             log.warning("the launcher is gone, and nobody called for %g s: this worker ends", options.orphan_s)
             return

@@ -113,13 +113,22 @@ class LocalWorker:
 
 
 class LocalLauncher:
-    """Implements `Launcher`. `environment` adds to the workers' environment, `flags` to those of `nbflow worker`."""
+    """Implements `Launcher`. `environment` adds to the workers' environment, `flags` to those of `nbflow worker`.
+
+    When this process is gone a worker ends after `orphan_s`; with `outlive`, after that without a session (see
+    `worker.Options`).
+    """
 
     def __init__(
-        self, *, environment: Mapping[str, str] | None = None, flags: Sequence[str] = (), orphan_s: float = ORPHAN_S
+        self,
+        *,
+        environment: Mapping[str, str] | None = None,
+        flags: Sequence[str] = (),
+        orphan_s: float = ORPHAN_S,
+        outlive: bool = False,
     ) -> None:
         self._environment = dict(environment or {})
-        self._flags = tuple(flags)
+        self._flags = (*(("--outlive",) if outlive else ()), *flags)
         self._orphan_s = orphan_s
 
     def start(

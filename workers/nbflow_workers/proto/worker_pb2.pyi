@@ -166,6 +166,44 @@ class EventReply(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[_wire_pb2.Event]
     def __init__(self, events: _Optional[_Iterable[_Union[_wire_pb2.Event, _Mapping]]] = ...) -> None: ...
 
+class RunsReply(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[RunEntry]
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunEntry, _Mapping]]] = ...) -> None: ...
+
+class RunEntry(_message.Message):
+    __slots__ = ("run", "session", "about", "since_s", "states")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    session: str
+    about: str
+    since_s: float
+    states: _containers.RepeatedCompositeFieldContainer[_wire_pb2.Event]
+    def __init__(self, run: _Optional[str] = ..., session: _Optional[str] = ..., about: _Optional[str] = ..., since_s: _Optional[float] = ..., states: _Optional[_Iterable[_Union[_wire_pb2.Event, _Mapping]]] = ...) -> None: ...
+
+class ReadRunRequest(_message.Message):
+    __slots__ = ("run", "after")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    after: int
+    def __init__(self, run: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
+
+class ReadRunReply(_message.Message):
+    __slots__ = ("events", "next", "more")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[_wire_pb2.Event]
+    next: int
+    more: bool
+    def __init__(self, events: _Optional[_Iterable[_Union[_wire_pb2.Event, _Mapping]]] = ..., next: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
+
 class Cancel(_message.Message):
     __slots__ = ("step_id", "reason")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
