@@ -119,6 +119,7 @@ class Replicas:
 
 
 def test_published_vector_of_two_workers(graph: Graph) -> None:
+    """The numbers of TensorFlow's sync_replicas_optimizer_test.py, test2Workers; below, test3Workers1Backup."""
     with InProcess(2, 2) as cluster:
         one = Replicas(cluster, 2, 0)
         for steps in (1, 2):
