@@ -24,6 +24,8 @@ GPU_FLOPS = 1e13
 GPU_BYTES_PER_S = 1e12
 # Starting any op at all, from Python.
 OP_S = 2e-6
+# Starting one on a GPU: a kernel's launch, from Python.
+GPU_OP_S = 1e-5
 # Where the client's feeds come from and its fetches go: in `transfer_seconds`, a place like any device.
 CLIENT = DeviceSpec("client", 0, "cpu", 0)
 # Ops that are no instruction: their value is there before the step starts.
@@ -51,6 +53,7 @@ class DeviceModel:
         return DeviceModel(
             info.flops or (GPU_FLOPS if on_gpu else CPU_FLOPS),
             GPU_BYTES_PER_S if on_gpu else CPU_BYTES_PER_S,
+            GPU_OP_S if on_gpu else OP_S,
             memory_bytes=float(info.memory_bytes),
             kind=f"{info.spec.type or 'cpu'} {info.description}".strip(),
         )

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 
+from nbflow.backends import cupy
 from nbflow.backends.base import Backend
 from nbflow.backends.null import NullBackend
 from nbflow.backends.numpy import NumpyBackend
@@ -49,7 +50,8 @@ class _Exchange:
 class InProcessCluster:
     """`workers` tasks of job worker and `ps` tasks of job ps, each with one CPU device, all in this process.
 
-    Without arguments: the single local task that `nf.run` uses when no cluster is set. `null`: the devices compute
+    Without arguments: the single local task that `nf.run` uses when no cluster is set; it has the machine's GPUs too,
+    where cupy can use them. `null`: the devices compute
     nothing and take the time of this machine (`nbflow.machines`).
     """
 
@@ -62,7 +64,13 @@ class InProcessCluster:
         flops = 0.0 if null is None else parse_machine(null).flops
         tasks = tasks or [LOCAL.merge(DeviceSpec(type=kind, index=0))]
         shared = ("this process", cpu.cores, cpu.threads) if null is None else ("", 0, 0)
-        self._devices = tuple(DeviceInfo(d, what, 0, flops, *shared) for d in tasks)
+        found = [DeviceInfo(d, what, 0, flops, *shared) for d in tasks]
+        gpus = cupy.gpus() if tasks == [LOCAL] else ()
+        found += [
+            DeviceInfo(LOCAL.merge(DeviceSpec(type="gpu", index=g.index)), g.name, g.memory_bytes, g.flops)
+            for g in gpus
+        ]
+        self._devices = tuple(found)
         self._null = null
         self._sessions: dict[str, dict[str, Executor]] = {}
         self._lock = threading.Lock()
@@ -98,14 +106,18 @@ class InProcessCluster:
 
     def _open(self, session: str) -> dict[str, Executor]:
         exchange = _Exchange()
-        for device in self._devices:
-            spec = device.spec
+        for task in dict.fromkeys(d.spec.task_name for d in self._devices):
+            own = tuple(d for d in self._devices if d.spec.task_name == task)
+            spec = own[0].spec
             incarnation = uuid.uuid4().hex
             info = WorkerInfo(
-                spec.job or "", spec.task or 0, "in process", incarnation, os.getpid(), (device,), allow_python=True
+                spec.job or "", spec.task or 0, "in process", incarnation, os.getpid(), own, allow_python=True
             )
             null: dict[str, Backend] = {} if self._null is None else {"null": NullBackend(self._null)}
             backends: dict[str, Backend] = {"cpu": NumpyBackend(), **null}
+            for device in own:
+                if device.spec.type == "gpu":
+                    backends[f"gpu:{device.spec.index}"] = cupy.CupyBackend(device.spec.index or 0)
             executor = Executor(info, backends, session, exchange, peers=exchange.executors.__getitem__)
             exchange.executors[info.task_name] = executor
         return exchange.executors

@@ -118,7 +118,7 @@ def _ask(group: Group, node: Node, devices: Sequence[DeviceSpec]) -> None:
     if not matching:
         raise PlacementError(
             f"{node.name!r} asks for {wanted}, which is not among the devices: {_listed(devices)}; attach a worker "
-            f"that has it, or change the nf.device block",
+            f"that has it, or change the nf.device block{_on_gpus(wanted)}",
             where=node.where,
         )
     # A device block around `w.assign(...)` says where to compute, not where the variable should live.
@@ -126,6 +126,12 @@ def _ask(group: Group, node: Node, devices: Sequence[DeviceSpec]) -> None:
     if not on_state or any(d in group.candidates for d in matching):
         fix = f"change or remove the nf.device block around {node.name!r}"
         _narrow(group, Wish(node, f"asked for {wanted}", fix, matching))
+
+
+def _on_gpus(wanted: DeviceSpec) -> str:
+    if wanted.type != "gpu":
+        return ""
+    return "; a GPU is found where nbflow[gpu-cuda12] or nbflow[gpu-cuda13] is installed, whichever fits the driver"
 
 
 def _narrow(group: Group, wish: Wish) -> None:

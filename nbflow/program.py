@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nbflow import calls, flow, numerics, passage
+from nbflow import calls, flow, memory, numerics, passage
 from nbflow import op as ops
 from nbflow.backends.base import Backend, Context
 from nbflow.device import parse_device
@@ -121,7 +121,8 @@ class Program:
     def bind(plan: Plan, backends: Mapping[str, Backend], task: str) -> Program:
         """Raises Rejected when the plan asks for a device or op that is not here."""
         spec = parse_device(plan.device)
-        backend = backends.get(spec.type or "cpu")
+        # Of GPUs there may be several, each with a backend of its own.
+        backend = backends.get(f"{spec.type}:{spec.index}") or backends.get(spec.type or "cpu")
         if backend is None:
             raise Rejected(f"{task} has no {spec.type} device", worker=task)
         try:
@@ -146,8 +147,7 @@ class Program:
         run = _Run(self._blank.copy(), buffers, token, state, rendezvous, send, events)
         token.check()
         self._feed(run, feeds)
-        # As on any accelerator, overflow gives inf and 0/0 gives NaN: values to be seen in the result, not warnings.
-        with np.errstate(all="ignore"):
+        with self._backend.scope():
             if self._recvs:
                 self._run_machine(run)
             else:
@@ -218,6 +218,8 @@ class Program:
                 runner(run)
                 for slot in frees:
                     slots[slot] = None
+        except MemoryError as error:
+            raise self._out_of_memory(error, run, index) from None
         except Exception as error:
             raise self._explain(error, self.plan.instructions[index]) from error
 
@@ -254,6 +256,8 @@ class Program:
             held = held or index in self._followed
             try:
                 runners[index](run)
+            except MemoryError as error:
+                raise self._out_of_memory(error, run, index) from None
             except Exception as error:
                 raise self._explain(error, instruction) from error
             for slot in machine.complete(index):
@@ -446,6 +450,14 @@ class Program:
                 run.events.append(passage.record(name, source, self.device, value.nbytes, moved, waited, compressed))
 
         return recv
+
+    def _out_of_memory(self, error: MemoryError, run: _Run, index: int) -> Exception:
+        """The error with what held the memory. Lets go of what the step made, so that the next one finds room."""
+        held = memory.held(self.plan, run.slots, run.buffers, run.state)
+        run.slots[:] = [None] * len(run.slots)
+        run.buffers = []
+        self._backend.free_unused()
+        return self._explain(RunError(f"out of memory ({error}); {held}"), self.plan.instructions[index])
 
     def _explain(self, error: Exception, instruction: Instruction) -> Exception:
         """The error as the user should see it: with op, device, worker, cell and line."""

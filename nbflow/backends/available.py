@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
+from nbflow.backends import cupy
 from nbflow.backends.base import Backend
+from nbflow.backends.cupy.ops import IMPLEMENTED
 from nbflow.backends.null import NullBackend
 from nbflow.backends.numpy import NumpyBackend
 
@@ -17,8 +19,11 @@ CONTROL_FLOW = ("cond", "loop")
 
 @lru_cache(maxsize=1)
 def backends() -> dict[str, type[Backend]]:
-    """Device type -> backend class: numpy for `cpu`, `null`, and whatever the entry points `nbflow.backends` add."""
+    """Device type -> backend class: numpy for `cpu`, `null`, cupy for `gpu` where it can be used, and whatever the
+    entry points `nbflow.backends` add."""
     found: dict[str, type[Backend]] = {"cpu": NumpyBackend, "null": NullBackend}
+    if not cupy.missing():
+        found["gpu"] = cupy.CupyBackend
     for entry in entry_points(group="nbflow.backends"):
         if entry.name not in found:
             found[entry.name] = entry.load()
@@ -27,6 +32,8 @@ def backends() -> dict[str, type[Backend]]:
 
 @cache
 def _table(device_type: str) -> frozenset[str]:
+    if device_type == "gpu":  # a notebook places ops on GPUs of other machines, and need not have cupy for it
+        return IMPLEMENTED
     backend = backends().get(device_type)
     return frozenset() if backend is None else frozenset(backend().table)
 

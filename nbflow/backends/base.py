@@ -8,6 +8,7 @@ tuple. A stateful op's implementation takes a `Context` first, and must not keep
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,6 +76,14 @@ class Backend(Protocol):
 
     def synchronize(self) -> None:
         """Returns when everything asked so far is done."""
+        ...
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """What a thread is in while it runs implementations: warnings silenced, the device and its stream chosen."""
+        ...
+
+    def free_unused(self) -> None:
+        """Gives memory that is kept for later arrays back: after a step that found none left."""
         ...
 
 

@@ -58,7 +58,7 @@ class Evaluator:
         for node in order:
             if node.op == "variable" and node.name not in handles:
                 self._initialise(node)
-        with np.errstate(all="ignore"):
+        with self.backend.scope():
             for node in order:
                 self._run_node(node, values, step)
 
@@ -100,7 +100,7 @@ class Evaluator:
         except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
             raise OpError(f"{node.op} {node.name!r} failed: {error}", where=node.where, op=node.name) from error
         if node.op == "read_variable":
-            result = np.array(result)  # updates in this step change the variable in place
+            result = result.copy()  # updates in this step change the variable in place
         # An op of as many outputs as an attribute says gives a tuple, also of one.
         return list(result) if isinstance(result, tuple) else [result] if node.outputs else []
 
@@ -124,15 +124,15 @@ class Evaluator:
             row = min(ends) - 1 - count if attrs["reverse"] and ends else count
             given = self._body(attrs["body"], [*carried, *[r[row] for r in over], *captured], step, stream, inside)
             # Copied: a later iteration may update in place what this one gave.
-            carried = [np.array(v) for v in given[:n]]
+            carried = [v.copy() for v in given[:n]]
             for stack, value in zip(stacks, given[n:], strict=True):
-                stack.append(np.array(value))
+                stack.append(np.array(self.backend.to_host(value)))
             count += 1
         whole: list[Any] = []
         for tensor, rows, padded in zip(attrs["body"].outputs[n:], stacks, attrs["padded"], strict=True):
             ordered = rows[::-1] if attrs["reverse"] else rows
-            whole += _stacked(ordered, tensor.spec, padded)
-        return [*carried, np.int64(count), *whole]
+            whole += [self.backend.asarray(w) for w in _stacked(ordered, tensor.spec, padded)]
+        return [*carried, self.backend.asarray(np.array(count, np.int64)), *whole]
 
     def _body(self, body: Body, arguments: list[Any], step: int, stream: str, frame: tuple[int, ...]) -> list[Any]:
         values: dict[Key, Any] = {(a.node.name, 0): v for a, v in zip(body.arguments, arguments, strict=True)}

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 
 from nbflow import wire
+from nbflow.backends import cupy
 from nbflow.backends.available import backends as installed_backends
 from nbflow.backends.base import Backend
 from nbflow.backends.null import NullBackend
@@ -87,14 +88,16 @@ def versions() -> dict[str, str]:
 
 
 def find_devices(asked: str, job: str, task: int) -> tuple[dict[str, Backend], tuple[DeviceInfo, ...]]:
-    """Backends by device type, and the devices: `auto`, or a list such as `cpu`, `cpu,gpu:0` or `null@h100`.
+    """Backends by device type (by `gpu:0` and so on for GPUs), and the devices: `auto`, which is the CPU and every GPU,
+    or a list such as `cpu`, `cpu,gpu:0` or `null@h100`.
 
     A null device computes nothing, and takes the time of the machine that is described behind the `@`.
 
     Raises PlacementError for a device that is not here, naming what is missing.
     """
     installed = installed_backends()
-    wanted = ["cpu"] if asked == "auto" else [d.strip() for d in asked.split(",") if d.strip()]
+    everything = ["cpu", *(f"gpu:{g.index}" for g in cupy.gpus())]
+    wanted = everything if asked == "auto" else [d.strip() for d in asked.split(",") if d.strip()]
     backends: dict[str, Backend] = {}
     devices: list[DeviceInfo] = []
     for entry in wanted:
@@ -104,24 +107,29 @@ def find_devices(asked: str, job: str, task: int) -> tuple[dict[str, Backend], t
             if kind in backends or index not in ("", "0"):
                 raise PlacementError(f"a worker has one null device, null:0; asked: {asked!r}")
             backends[kind] = NullBackend(machine)
-        if kind not in installed or (index and not index.isdecimal()):
+        if kind == "gpu" and (not index or index.isdecimal()):
+            backends[f"gpu:{int(index or 0)}"] = cupy.CupyBackend(int(index or 0))
+        elif kind not in installed or index not in ("", "0"):
             raise PlacementError(
-                f"this worker has no device {name!r}: backends installed here are {', '.join(sorted(installed))}; "
-                "GPUs need the extra gpu-cuda12 or gpu-cuda13"
+                f"this worker has no device {name!r}: backends installed here are {', '.join(sorted(installed))}"
             )
-        if kind not in backends:
+        elif kind not in backends:
             backends[kind] = installed[kind]()
         shared = ("", this_cpu().cores, this_cpu().threads) if kind == "cpu" else ()
-        devices.append(DeviceInfo(DeviceSpec(job, task, kind, int(index or 0)), *_describe(kind, machine), *shared))
+        number = int(index or 0)
+        devices.append(DeviceInfo(DeviceSpec(job, task, kind, number), *_describe(kind, machine, number), *shared))
     return backends, tuple(devices)
 
 
-def _describe(kind: str, machine: str) -> tuple[str, int, float]:
+def _describe(kind: str, machine: str, index: int) -> tuple[str, int, float]:
     """For people; bytes of memory and flops a second, 0 where unknown."""
     if kind == "cpu":
         return str(this_cpu()), psutil.virtual_memory().total, 0.0
     if kind == "null":
         return f"computes nothing, as {machine or 'in no time'}", 0, parse_machine(machine).flops
+    if kind == "gpu":
+        gpu = cupy.gpus()[index]
+        return gpu.name, gpu.memory_bytes, gpu.flops
     return kind.upper(), 0, 0.0
 
 

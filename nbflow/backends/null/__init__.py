@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -71,6 +72,12 @@ class NullBackend:
 
     def synchronize(self) -> None:
         self.clock.wait()
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return np.errstate(all="ignore")
+
+    def free_unused(self) -> None:
+        """Zeros take no memory."""
 
     def _implementation(self, name: str) -> Implementation:
         op = _Op(ops.get(name), NUMPY[name], self.clock, self.machine.device)

@@ -7,6 +7,7 @@ silence floating point warnings: whoever runs them sets `numpy.errstate` once ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -126,3 +127,10 @@ class NumpyBackend:
 
     def synchronize(self) -> None:
         """numpy is done when it returns."""
+
+    def scope(self) -> AbstractContextManager[Any]:
+        # As on any accelerator, overflow gives inf and 0/0 gives NaN: values to be seen in the result, not warnings.
+        return np.errstate(all="ignore")
+
+    def free_unused(self) -> None:
+        """numpy keeps none."""
