@@ -134,6 +134,8 @@ class ElementwiseKernel:
         for (_, letter, _), value in zip(params, given, strict=True):
             if letter.isupper() and isinstance(value, np.ndarray):
                 assert types.setdefault(letter, value.dtype) == value.dtype, f"{self.name}: two types for {letter}"
+        whole = [n for (raw, _, n), v in zip(params, given, strict=True) if isinstance(v, np.ndarray) and not raw]
+        assert size is None or not whole, f"{self.name}: `size` goes with raw arrays only, {whole} are not"
         arrays = [v for (raw, _, _), v in zip(params, given, strict=True) if isinstance(v, np.ndarray) and not raw]
         shape = (size,) if size is not None else np.broadcast_shapes(*[a.shape for a in arrays])
         for n, (_, letter, _) in enumerate(params):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+
 import numpy as np
 import pytest
 
 import nbflow as nf
 import nbflow_workers as nw
-from nbflow.backends import cupy
 from nbflow.errors import OpError
 from tests.gpu_models import MODELS, losses
 
@@ -56,8 +58,12 @@ def test_a_worker_with_a_gpu_trains_with_variables_on_a_ps(name: str) -> None:
 
 
 def test_a_step_without_memory_says_who_holds_it_and_the_session_goes_on() -> None:
-    rows = cupy.gpus()[0].memory_bytes // 2**20 // 2  # of 1 MB each: half of the memory
-    with nf.Graph().as_default(), nf.device("/gpu:0"):
+    pool = importlib.import_module("cupy").get_default_memory_pool()
+    rows = 600  # of 1 MB each
+    pool.free_all_blocks()
+    pool.set_limit(pool.total_bytes() + 1500 * 2**20)
+    with contextlib.ExitStack() as after, nf.Graph().as_default(), nf.device("/gpu:0"):
+        after.callback(pool.set_limit, 0)
         big = nf.zeros((rows, 2**18), dtype="float32", name="big")
         x = nf.placeholder("float32", (1, 2**18), name="x")
         first = nf.add(big, x, name="first")

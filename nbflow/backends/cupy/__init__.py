@@ -108,6 +108,8 @@ class CupyBackend:
         if isinstance(value, self._cp.ndarray):
             return value
         host = np.asarray(value)
+        if host.dtype.char in "gG":
+            raise PlacementError(f"tensors of {host.dtype} live on CPUs only; cast them before they go to a GPU")
         if host.dtype in NARROW:
             raise PlacementError(
                 f"tensors of {NARROW[host.dtype]} live on CPUs only; cast them before they go to a GPU"

@@ -40,8 +40,13 @@ def _raising() -> Any:
 
 @TABLE.implements("solve")
 def _solve(a: A, b: A) -> A:
+    columns = b[:, None] if b.ndim == 1 else b
+    batch = np.broadcast_shapes(a.shape[:-2], columns.shape[:-2])  # which cupy does not do
     with _raising():
-        return cp.linalg.solve(a, b)
+        found = cp.linalg.solve(
+            cp.broadcast_to(a, (*batch, *a.shape[-2:])), cp.broadcast_to(columns, (*batch, *columns.shape[-2:]))
+        )
+    return found[..., 0] if b.ndim == 1 else found
 
 
 @TABLE.implements("inv")

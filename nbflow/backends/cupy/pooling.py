@@ -12,6 +12,7 @@ import numpy as np
 from nbflow.backends.base import Table
 from nbflow.backends.cupy.conv import padded_with
 from nbflow.backends.cupy.elementwise import cast
+from nbflow.backends.cupy.scattering import elements, scattered
 from nbflow.backends.numpy.pooling import _flat, _windows
 from nbflow.backends.numpy.sliding import Slices, Windows, lowest, wide
 from nbflow.ops.windows import is_channels_first
@@ -130,8 +131,8 @@ def avg_pool_grad(dy: A, vector: A | None = None, *, count: str, shape: Any, **a
 def max_unpool(x: A, indices: A, vector: A | None = None, *, data_format: str, shape: Any) -> A:
     made = cp.zeros(tuple(int(d) for d in (shape if vector is None else vector.tolist())), x.dtype)
     axis = 2 if is_channels_first(data_format) else 1
-    cp.put_along_axis(_flat(made, data_format), _flat(indices, data_format), _flat(x, data_format), axis)
-    return made
+    flat, at = _flat(made, data_format), _flat(indices, data_format)
+    return scattered(flat, elements(at, axis), _flat(x, data_format), "none").reshape(made.shape)
 
 
 @TABLE.implements("max_unpool_grad")

@@ -40,11 +40,17 @@ def _plain(reduce: Any) -> Implementation:
 TABLE["sum"] = _adding(cp.sum)
 TABLE["prod"] = _adding(cp.prod)
 TABLE["max"] = _plain(cp.max)
-TABLE["min"] = _plain(cp.min)
 TABLE["any"] = _plain(cp.any)
 TABLE["all"] = _plain(cp.all)
 TABLE["argmax"] = _plain(cp.argmax)
 TABLE["argmin"] = _plain(cp.argmin)
+
+
+@TABLE.implements("min")
+def _min(x: A, *, axis: Axis, keepdims: bool, out: A | None = None) -> A:
+    # cupy 14.2 takes the `out` of its min for a dtype.
+    made = cp.min(x, axis=axis, keepdims=keepdims)
+    return made if out is None else cast(made, x.dtype, out)
 
 
 @TABLE.implements("mean")

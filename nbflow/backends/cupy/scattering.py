@@ -87,7 +87,7 @@ def places(key: tuple[A, ...], shape: tuple[int, ...]) -> A:
     return cp.where(inside, total, np.int64(-1))
 
 
-def _scattered(x: A, key: tuple[A, ...], updates: A, how: str) -> A:
+def scattered(x: A, key: tuple[A, ...], updates: A, how: str) -> A:
     """A copy of `x` with `updates` at `key`, which indexes the first dimensions."""
     out = cp.array(x, order="C")
     at = places(key, out.shape)
@@ -106,13 +106,13 @@ def _scatter_add(x: A, indices: A, updates: A, *, axis: int) -> A:
     shape = (*x.shape[:place], *indices.shape, *x.shape[place + 1 :])
     around = tuple(range(place, place + indices.ndim))
     first = cp.moveaxis(cp.broadcast_to(updates, shape), around, tuple(range(indices.ndim)))
-    made = _scattered(cp.moveaxis(x, place, 0), (indices,), first, "add")
+    made = scattered(cp.moveaxis(x, place, 0), (indices,), first, "add")
     return cp.ascontiguousarray(cp.moveaxis(made, 0, place))
 
 
 @TABLE.implements("scatter_add_along_axis")
 def _scatter_add_along_axis(x: A, indices: A, updates: A, *, axis: int) -> A:
-    return _scattered(x, along(x, indices, axis), updates, "add")
+    return scattered(x, along(x, indices, axis), updates, "add")
 
 
 def along(x: A, indices: A, axis: int) -> tuple[A, ...]:
@@ -133,18 +133,18 @@ def _scatter_nd_add(x: A, updates: A, *indices: A, axis: int) -> A:
     shape = (*x.shape[:place], *broadcast[0].shape, *x.shape[place + len(indices) :])
     first = cp.moveaxis(cp.broadcast_to(updates, shape), around, tuple(range(broadcast[0].ndim)))
     front = tuple(range(len(indices)))
-    made = _scattered(cp.moveaxis(x, picked, front), tuple(broadcast), first, "add")
+    made = scattered(cp.moveaxis(x, picked, front), tuple(broadcast), first, "add")
     return cp.ascontiguousarray(cp.moveaxis(made, front, picked))
 
 
 @TABLE.implements("scatter_elements")
 def _scatter_elements(x: A, indices: A, updates: A, *, axis: int, reduction: str) -> A:
-    return _scattered(x, elements(indices, axis), updates, reduction)
+    return scattered(x, elements(indices, axis), updates, reduction)
 
 
 @TABLE.implements("scatter_nd")
 def _scatter_nd(x: A, indices: A, updates: A, *, reduction: str) -> A:
-    return _scattered(x, tuple(cp.moveaxis(indices, -1, 0)), updates, reduction)
+    return scattered(x, tuple(cp.moveaxis(indices, -1, 0)), updates, reduction)
 
 
 def elements(indices: A, axis: int) -> tuple[A, ...]:

@@ -134,13 +134,13 @@ _ADAGRAD = rule("adagrad", ("v",), "v += g * g; w -= g / ((W)sqrt(v) + n[0]) * (
 
 # (rate, root, decay) of Adam at step t, with bias corrections in float64.
 _ADAM_SCALARS = cp.ElementwiseKernel(
-    "int64 t, float64 lr, float64 beta1, float64 beta2, float64 decay",
+    "raw int64 t, raw float64 lr, float64 beta1, float64 beta2, float64 decay",
     "raw float64 s",
     """
-    double n = (double)t + 1;
-    s[0] = lr / (1 - pow(beta1, n));
+    double n = (double)t[0] + 1;
+    s[0] = lr[0] / (1 - pow(beta1, n));
     s[1] = 1 / sqrt(1 - pow(beta2, n));
-    s[2] = 1 - lr * decay;
+    s[2] = 1 - lr[0] * decay;
     """,
     "nbflow_adam_scalars",
 )
@@ -150,7 +150,7 @@ def adam_scalars(iterations: A, lr: A, beta1: float, beta2: float, decay: float)
     """(lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), 1 - lr · decay) on the GPU, t counted from 1."""
     made = cp.empty(3, np.float64)
     _ADAM_SCALARS(
-        iterations.reshape(()).astype(np.int64), lr.reshape(()).astype(np.float64), beta1, beta2, decay, made, size=1
+        iterations.reshape(1).astype(np.int64), lr.reshape(1).astype(np.float64), beta1, beta2, decay, made, size=1
     )
     return made
 
