@@ -16,7 +16,7 @@ from nbflow.testing.backend import check_backend, check_case
 from nbflow.testing.cases import ROWS, Case, ids
 
 # Rows that say what numpy does, and a GPU does otherwise: floats of 8 bits and long doubles live on CPUs only, a vector
-# to search that is not sorted gives anything, and vectors of a decomposition have the signs that the library gives them.
+# to search that is not sorted gives anything, and vectors of a decomposition have the signs that a library gives them.
 NUMPYS = {"bitcast-2", "astype-19", "searchsorted-4", "eigh-1", "eigh-4", "svd-7", "svd-8", "svd-10", "svd-11"}
 HERE = [(c, n) for c, n in zip(ROWS, ids(ROWS), strict=True) if c.op in IMPLEMENTED and n not in NUMPYS]
 
