@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nbflow import parallel
 from nbflow.backends.available import supports
@@ -35,12 +35,13 @@ _WAITING = queue.WAITING | replicas.WAITING
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What a run is prepared for. `homes`: state key -> where that state lives already. `passes`: see `optimize`.
-    `cost`: see `place`."""
+    `cost`: see `place`. `splits`: state key of a variable that lies in pieces -> the rows of each."""
 
     infos: Sequence[DeviceInfo]
     homes: Mapping[str, DeviceSpec]
     passes: tuple[str, ...]
     cost: Callable[[], CostModel] | None = None
+    splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def devices(self) -> list[DeviceSpec]:
@@ -73,6 +74,7 @@ class Prepared:
     keep: tuple[Leaf, ...]
     replicas: tuple[str, ...]
     waits: bool
+    splits: Mapping[str, tuple[int, ...]]  # variables in pieces: state key of the whole -> rows of each piece
 
     @property
     def bundle_ids(self) -> dict[str, str]:
@@ -92,7 +94,7 @@ def prepare(
 
     Raises GraphError and its kinds: what is stale, not fed, of a wrong shape, or cannot be placed.
     """
-    pruned = prune(graph, leaves, feeds)
+    pruned, splits = _in_pieces(prune(graph, leaves, feeds), leaves, setting)
     expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), setting.devices, role)
     optimized = optimize(expanded.graph, _expanded(expanded, pruned, leaves), setting.passes, evaluate)
     ready = optimized.graph
@@ -127,6 +129,7 @@ def prepare(
         tuple(leaves),
         expanded.replicas,
         _waits(ready),
+        splits,
     )
 
 
@@ -154,7 +157,7 @@ def peaks(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> Peaks:
 def _without_feeds(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> tuple[parallel.Expanded, Optimized]:
     nodes = ancestors([x if isinstance(x, Node) else x.node for x in leaves])
     feeds = {n.outputs[0]: n.outputs[0].spec for n in nodes if n.op == "placeholder"}
-    pruned = prune(graph, leaves, feeds)
+    pruned, _ = _in_pieces(prune(graph, leaves, feeds), leaves, setting)
     expanded = parallel.expand(pruned.graph, _mapped(pruned, leaves), setting.devices)
     return expanded, optimize(expanded.graph, _expanded(expanded, pruned, leaves), setting.passes, evaluate)
 
@@ -171,6 +174,30 @@ def _arrange(optimized: Optimized, setting: Setting, prefer: Mapping[str, str]) 
     devices = {name: placed[name].device for name in graph.nodes.keys()}
     fetched = [x for x in optimized.wanted if not isinstance(x, Node)]
     return placed, schedule(graph, devices, fetched)
+
+
+def _in_pieces(
+    pruned: Pruned, leaves: Sequence[Leaf], setting: Setting
+) -> tuple[Pruned, Mapping[str, tuple[int, ...]]]:
+    """`pruned` with the variables in pieces that are so, or that a strategy wants so; and these, by state key."""
+    graph, mapped = pruned.graph, _mapped(pruned, leaves)
+    names = [n.name for n in graph.nodes.values() if n.op == "variable"]
+    known = {name: setting.splits[key] for name in names if (key := state_key(graph, name)) in setting.splits}
+    splits = parallel.companions(graph, {**parallel.wanted_splits(graph, mapped, setting.devices), **known})
+    if not splits:
+        return pruned, {}
+    made = parallel.shard(graph, splits, mapped)
+    tensors = {
+        (x.node.name, x.index): made.tensors[(m.node.name, m.index)]
+        for x, m in zip(leaves, mapped, strict=True)
+        if not isinstance(x, Node) and not isinstance(m, Node)
+    }
+    nodes = {
+        x.name: made.nodes[m.name]
+        for x, m in zip(leaves, mapped, strict=True)
+        if isinstance(x, Node) and isinstance(m, Node)
+    }
+    return Pruned(made.graph, tensors, nodes), {state_key(graph, name): sizes for name, sizes in splits.items()}
 
 
 def _mapped(pruned: Pruned, leaves: Sequence[Leaf]) -> list[Leaf]:

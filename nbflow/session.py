@@ -25,7 +25,7 @@ from nbflow.inprocess import InProcessCluster
 from nbflow.measured import Costs, seconds_by_op
 from nbflow.optimize import Report, chosen
 from nbflow.optimize.settings import Choice, parse
-from nbflow.parallel import ALL, Role
+from nbflow.parallel import ALL, Role, piece_name
 from nbflow.placement import HOLDERS, Placed
 from nbflow.prepare import Prepared, Setting, optimization, prepare, preview, state_key
 from nbflow.rewrite import assignments, feed_name
@@ -79,6 +79,8 @@ class Session:
         self._garbage: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (task, bundle) that nobody will run again
         self._cache: OrderedDict[Any, Prepared] = OrderedDict()
         self._homes: dict[str, DeviceSpec] = {}  # state key -> where it lives
+        self._splits: dict[str, tuple[int, ...]] = {}  # state key of a variable in pieces -> the rows of each
+        self._wholes: dict[str, str] = {}  # the name of a piece -> that of its variable
         self._initialised: set[str] = set()
         self._initialising: list[str] = []
         self._lost: dict[str, str] = {}  # state keys whose value went with a worker -> the worker
@@ -205,9 +207,8 @@ class Session:
             prepared = prepare(
                 graph, nodes, {t: spec_of(v) for t, v in feeds.items()}, self._setting(), session=self.id
             )
-            keys = {state_key(self.graph, name): prepared.placement[name].device for name in values}
-            for key, home in keys.items():
-                self._homes.setdefault(key, home)
+            self._settle(prepared)
+            keys = [k for name in values for k in self._keys_of(state_key(self.graph, name))]
             self._register(prepared)
             self._execute(prepared, feeds, number=0)
             self._initialised.update(keys)
@@ -260,6 +261,7 @@ class Session:
             found = self._cache.get(key)
             if found is None:
                 found = prepare(self.graph, leaves, feeds, self._setting(), session=self.id, role=role)
+                self._adopt(found)
                 self._cache[key] = found
                 while len(self._cache) > CACHED:
                     self._cache.popitem(last=False)
@@ -315,7 +317,7 @@ class Session:
 
     def _setting(self) -> Setting:
         infos = self.cluster.devices()
-        return Setting(infos, self._homes, self.passes, lambda: self.costs.model(self.cluster))
+        return Setting(infos, self._homes, self.passes, lambda: self.costs.model(self.cluster), self._splits)
 
     def _register(self, prepared: Prepared) -> None:
         for task, bundle in prepared.bundles.items():
@@ -370,6 +372,40 @@ class Session:
                 if known is not None:  # what was prepared asks there
                     self._cache.clear()
 
+    def _keys_of(self, key: str) -> list[str]:
+        """The state keys under which the variable of `key` lies: its own, or those of its pieces."""
+        if key not in self._splits:
+            return [key]
+        name, generation = key.rsplit(":", 1)
+        return [f"{piece_name(name, n)}:{generation}" for n in range(len(self._splits[key]))]
+
+    def _whole_name(self, key: str) -> str:
+        """The name of the variable whose state, or a piece of it, has this key."""
+        name = key.rsplit(":", 1)[0]
+        return self._wholes.get(name, name)
+
+    def _adopt(self, prepared: Prepared) -> None:
+        """Puts variables that a strategy wants in pieces into pieces: a value moves, and is not made anew."""
+        new = {key: sizes for key, sizes in prepared.splits.items() if key not in self._splits}
+        if not new:
+            return
+        names = [key.rsplit(":", 1)[0] for key in new if key in self._initialised]
+        values: dict[str, HostArray] = {}
+        if names:
+            reads = [self.graph.node(f"{name}/read").outputs[0] for name in names]
+            plan = prepare(self.graph, reads, {}, self._setting(), session=self.id)
+            self._initialise(plan)
+            values = dict(zip(names, self.look(plan), strict=True))
+        self.drop_state(list(new))
+        for key, sizes in new.items():
+            name = key.rsplit(":", 1)[0]
+            self._splits[key] = sizes
+            self._wholes.update((piece_name(name, n), name) for n in range(len(sizes)))
+        self._cache.clear()  # what was prepared looks for them in one piece
+        self._settle(prepared)
+        if values:
+            self.assign(values)
+
     def _mourn(self, prepared: Prepared) -> None:
         """Says once that values are gone. Trained weights must not turn into initial values without a word."""
         gone = {key: self._lost.pop(key) for key in prepared.state if key in self._lost}
@@ -387,7 +423,7 @@ class Session:
         circle = [k for k in keys if k in self._initialising]
         if circle:
             raise GraphError(f"the initial value of {circle[0].rsplit(':', 1)[0]!r} depends on itself")
-        names = [k.rsplit(":", 1)[0] for k in keys]
+        names = dict.fromkeys(self._whole_name(k) for k in keys)
         nodes = [self._initializer(name) for name in names]
         self._initialising += keys
         try:
@@ -435,7 +471,7 @@ class Session:
     def initialised(self) -> tuple[str, ...]:
         """Names of the variables that have a value."""
         with self._lock:
-            return tuple(sorted(key.rsplit(":", 1)[0] for key in self._initialised))
+            return tuple(sorted({self._whole_name(key) for key in self._initialised}))
 
     @property
     def transports(self) -> Mapping[str, Transport]:
@@ -447,6 +483,7 @@ class Session:
     def drop_state(self, keys: Sequence[str]) -> None:
         """Frees state that no op can reach any more (see `owner.Change.dropped_state`)."""
         with self._lock:
+            keys = [part for key in keys for part in self._keys_of(key)]
             known = [k for k in keys if k in self._homes]
             for key in known:
                 del self._homes[key]

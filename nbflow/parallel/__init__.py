@@ -2,9 +2,10 @@
 
 from nbflow.parallel.base import ALL, Expanded, Role, Strategy, strategy_of
 from nbflow.parallel.data_parallel import DataParallel
-from nbflow.parallel.expand import expand, read_strategy
+from nbflow.parallel.expand import expand, read_strategy, wanted_splits
 from nbflow.parallel.local_sgd import LocalSGD
 from nbflow.parallel.pipeline import Pipeline
+from nbflow.parallel.sharding import companions, piece_name, shard
 
 __all__ = [
     "ALL",
@@ -14,7 +15,11 @@ __all__ = [
     "Pipeline",
     "Role",
     "Strategy",
+    "companions",
     "expand",
+    "piece_name",
     "read_strategy",
+    "shard",
     "strategy_of",
+    "wanted_splits",
 ]

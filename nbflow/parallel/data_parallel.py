@@ -23,8 +23,11 @@ from nbflow.parallel.base import ALL, Expanded, Role
 from nbflow.parallel.compress import check_compress
 from nbflow.parallel.joining import join_all
 from nbflow.parallel.replicate import Replication
+from nbflow.parallel.sharding import even, splittable
 
 KIND = "data_parallel"
+# Below this a variable's transfer is short beside a step that is worth more than one ps.
+SPLIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class DataParallel:
     - `backup`: of the n replicas of synchronous training, the first n - backup to come make a step; what comes later
       is dropped. A slow or lost worker then does not hold up the others. Less than half of the replicas.
     - `compress`: "bfloat16" or "float16": gradients travel as that.
+    - `split_bytes`: a variable of more bytes than this is split by rows, each piece a state of its own: as few pieces
+      as make each no larger, and at most one for each task that may hold variables. Not with ps=None.
     - `staleness`: of asynchronous training: no replica is more than so many steps ahead of the slowest. None: no bound.
 
     Raises GraphError for what does not go together.
@@ -49,6 +54,7 @@ class DataParallel:
     backup: int = 0
     compress: str | None = None
     staleness: int | None = None
+    split_bytes: int = SPLIT_BYTES
 
     def __post_init__(self) -> None:
         parse_device(self.workers)
@@ -62,6 +68,8 @@ class DataParallel:
             raise GraphError(
                 f"compress={self.compress!r} is of gradients that go to a ps; with ps=None they go around a ring"
             )
+        if isinstance(self.split_bytes, bool) or int(self.split_bytes) != self.split_bytes or self.split_bytes <= 0:
+            raise GraphError(f"split_bytes is a positive number of bytes, not {self.split_bytes!r}")
         if self.staleness is not None:
             if isinstance(self.staleness, bool) or int(self.staleness) != self.staleness or self.staleness < 0:
                 raise GraphError(f"staleness is a number of steps, not {self.staleness!r}")
@@ -69,15 +77,25 @@ class DataParallel:
                 raise GraphError(f"staleness={self.staleness} is of asynchronous training; use sync=False")
 
     def to_attrs(self) -> tuple[AttrValue, ...]:
-        return (KIND, self.workers, self.ps or "", self.sync, self.backup, self.compress or "", self.staleness)
+        return (
+            KIND,
+            self.workers,
+            self.ps or "",
+            self.sync,
+            self.backup,
+            self.compress or "",
+            self.staleness,
+            self.split_bytes,
+        )
 
     @staticmethod
     def from_attrs(attrs: Sequence[AttrValue]) -> DataParallel:
         if attrs[0] != KIND:
             raise GraphError(f"the step's strategy is {attrs[0]!r}, not {KIND!r}")
         _, workers, ps, sync, *more = attrs
-        backup, compress, bound = more or (0, "", None)
-        return DataParallel(str(workers), str(ps) or None, bool(sync), int(backup), compress or None, bound)
+        usual: list[AttrValue] = [0, "", None, SPLIT_BYTES]  # steps of older graphs say less
+        backup, compress, bound, limit = [*more, *usual[len(more) :]]
+        return DataParallel(str(workers), str(ps) or None, bool(sync), int(backup), compress or None, bound, int(limit))
 
     @property
     def separate(self) -> bool:
@@ -110,6 +128,20 @@ class DataParallel:
                 "there must be more of those than backups: use a smaller backup, or more workers"
             )
         return replicas - self.backup
+
+    def splits(self, graph: Graph, available: Sequence[DeviceSpec]) -> dict[str, tuple[int, ...]]:
+        """The variables of `graph` to be split by rows, with the rows of each piece."""
+        if self.replicated:
+            return {}
+        found: dict[str, tuple[int, ...]] = {}
+        for name, wanted in self.prefer(graph, available).items():
+            node = graph.nodes[name]
+            nbytes, shape = node.outputs[0].spec.nbytes or 0, node.attrs["shape"]
+            tasks = len({d.task_name for d in available if parse_device(wanted).matches(d)})
+            pieces = min(tasks, -(-nbytes // self.split_bytes), shape[0] if shape else 1)
+            if pieces > 1 and not node.colocate and splittable(graph, node):
+                found[name] = even(shape[0], pieces)
+        return found
 
     def prefer(self, graph: Graph, available: Sequence[DeviceSpec]) -> dict[str, str]:
         """Where variables should be that nobody asked a device for."""

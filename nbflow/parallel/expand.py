@@ -48,6 +48,14 @@ def strategy_in(nodes: Sequence[Node | Tensor]) -> tuple[Node, Strategy] | None:
     return steps[0], found
 
 
+def wanted_splits(
+    graph: Graph, fetches: Sequence[Node | Tensor], available: Sequence[DeviceSpec]
+) -> dict[str, tuple[int, ...]]:
+    """The variables that the strategy of the step among `fetches` wants in pieces, with the rows of each piece."""
+    found = strategy_in(fetches)
+    return found[1].splits(graph, available) if found is not None and isinstance(found[1], DataParallel) else {}
+
+
 def expand(
     graph: Graph, fetches: Sequence[Node | Tensor], available: Sequence[DeviceSpec], role: Role = ALL
 ) -> Expanded:
