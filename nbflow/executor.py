@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -106,6 +107,7 @@ class Executor:
         null = backends.get("null")
         self._null_link = null.link if isinstance(null, NullBackend) else Link(Machine())
         self._session = session
+        self._life = uuid.uuid4().hex
         self._outbox = outbox
         self._peers = peers
         self._lock = threading.Lock()
@@ -126,6 +128,10 @@ class Executor:
     @property
     def worker(self) -> WorkerInfo:
         return self._info
+
+    @property
+    def life(self) -> str:
+        return self._life
 
     def register(self, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
         """Prepares the programs of a bundle. Raises Rejected for an op or device this worker does not have."""

@@ -8,18 +8,18 @@ import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-
 from nbflow.cost import CostModel
 from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
-from nbflow.errors import DTypeError, GraphError, NbflowError, ShapeError, WorkerLost
+from nbflow.errors import GraphError, NbflowError, WorkerLost
 from nbflow.events import Emitter, Event
 from nbflow.explain import PlacementTable, placement_table
+from nbflow.feeds import feeds_of
 from nbflow.graph import Graph, Node, Tensor, get_graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.measured import Costs, seconds_by_op
@@ -29,7 +29,7 @@ from nbflow.parallel import ALL, Role, piece_name
 from nbflow.placement import HOLDERS, Placed
 from nbflow.prepare import Prepared, Setting, optimization, prepare, preview, state_key
 from nbflow.rewrite import assignments, feed_name
-from nbflow.spec import TensorSpec, can_become, format_shape, kind_of, shape_accepts, spec_of
+from nbflow.spec import TensorSpec, spec_of
 from nbflow.structure import Leaf, flatten
 from nbflow.trace import Trace
 from nbflow.transport import Cluster, HostArray, Transport
@@ -74,7 +74,7 @@ class Session:
         self._driver = Driver({}, f"run-{self.id[:8]}")
         self._spare: list[Driver] = []  # lanes for steps that may wait for each other, while none of them uses them
         self._lanes = itertools.count()
-        self._incarnations: dict[str, str] = {}
+        self._lives: dict[str, str] = {}  # task -> `Transport.life`
         self._registered: set[tuple[str, str]] = set()
         self._garbage: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (task, bundle) that nobody will run again
         self._cache: OrderedDict[Any, Prepared] = OrderedDict()
@@ -83,7 +83,7 @@ class Session:
         self._wholes: dict[str, str] = {}  # the name of a piece -> that of its variable
         self._initialised: set[str] = set()
         self._initialising: list[str] = []
-        self._lost: dict[str, str] = {}  # state keys whose value went with a worker -> the worker
+        self._lost: dict[str, _Lost] = {}  # state keys -> the worker that their values went with
         self._steps = 0
         self._closed = False
 
@@ -106,7 +106,7 @@ class Session:
         workers.
         """
         leaves, rebuild = flatten(fetches)
-        values = {_tensor(k): self._feed_value(_tensor(k), v) for k, v in (feeds or {}).items()}
+        values = feeds_of(feeds) if feeds else {}
         if not leaves:
             return (rebuild([]), Trace(())) if trace else rebuild([])
         prepared = self.prepare(leaves, {t: spec_of(v) for t, v in values.items()})
@@ -214,38 +214,6 @@ class Session:
             self._initialised.update(keys)
             for key in keys:
                 self._lost.pop(key, None)
-
-    def _feed_value(self, tensor: Tensor, value: Any) -> HostArray:
-        """`value` as an array of the tensor's dtype. Raises DTypeError or ShapeError when it does not fit."""
-        if isinstance(value, Tensor):
-            raise GraphError(f"{tensor.name} was fed the tensor {value.name}; feed values, such as numpy arrays")
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise ShapeError(f"{tensor.name} was fed what is no array: {error}", where=tensor.node.where) from None
-        weak = not hasattr(value, "dtype")
-        weakly = weak and (kind_of(array.dtype) != "c" or kind_of(tensor.dtype) == "c")
-        if array.dtype != tensor.dtype and not (weakly or can_become(array.dtype, tensor.dtype)):
-            raise DTypeError(
-                f"{tensor.name} is {tensor.dtype}, but was fed {array.dtype}; cast it with .astype",
-                where=tensor.node.where,
-            )
-        if not shape_accepts(tensor.shape, array.shape):
-            raise ShapeError(
-                f"{tensor.name} has shape {format_shape(tensor.shape)}, but was fed {format_shape(array.shape)}",
-                where=tensor.node.where,
-            )
-        try:
-            with np.errstate(invalid="ignore"):
-                found = np.ascontiguousarray(array, dtype=tensor.dtype).reshape(array.shape)
-        except (TypeError, ValueError) as error:
-            raise DTypeError(f"{tensor.name} cannot be fed {value!r}: {error}", where=tensor.node.where) from None
-        # numpy would cut 2.7 down to 2, and make 44 of 300 in eight bits.
-        if weak and kind_of(tensor.dtype) in "iu" and not np.array_equal(found, array):
-            raise DTypeError(
-                f"{tensor.name} is {tensor.dtype}, which cannot hold {value!r:.80}", where=tensor.node.where
-            )
-        return found
 
     # --- preparing -------------------------------------------------------------------------------------------------
 
@@ -408,8 +376,10 @@ class Session:
 
     def _mourn(self, prepared: Prepared) -> None:
         """Says once that values are gone. Trained weights must not turn into initial values without a word."""
-        gone = {key: self._lost.pop(key) for key in prepared.state if key in self._lost}
+        gone = {key: self._lost[key].home.task_name for key in prepared.state if key in self._lost}
+        gone = {key: worker for key, worker in gone.items() if not self._lost[key].told}
         if gone:
+            self._lost.update({key: replace(self._lost[key], told=True) for key in gone})
             names = ", ".join(sorted(key.rsplit(":", 1)[0] for key in gone)[:5])
             more = ", …" if len(gone) > 5 else ""
             workers = ", ".join(sorted(set(gone.values())))
@@ -434,6 +404,8 @@ class Session:
         finally:
             del self._initialising[-len(keys) :]
         self._initialised.update(keys)
+        for key in keys:
+            self._lost.pop(key, None)
 
     def _initializer(self, name: str) -> Node:
         found = self.graph.find(f"{name}/initialize")
@@ -446,26 +418,31 @@ class Session:
     # --- the cluster -----------------------------------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        """Connects when the cluster has changed; forgets state that was on workers which are gone or started anew."""
-        if self.cluster.id == self._cluster_id:
+        """Connects when the cluster has changed; forgets state that was on workers which are gone or started anew, and
+        finds that of workers which were only cut off."""
+        cluster_id = self.cluster.id  # first: what changes meanwhile is for the next time
+        if cluster_id == self._cluster_id:
             return
         for remove in self._removers:
             remove()
         self._transports = self.cluster.connect(self.id)
         self._removers = [t.listen(self.events.emit) for t in self._transports.values()]
         self._driver.transports = self._transports
-        now = {task: t.worker.incarnation for task, t in self._transports.items()}
-        gone = {task for task, incarnation in self._incarnations.items() if now.get(task) != incarnation}
+        now = {task: t.life for task, t in self._transports.items()}
+        gone = {task for task, life in self._lives.items() if now.get(task) != life}
         lost = {key for key, home in self._homes.items() if home.task_name in gone}
         for key in lost:
             home = self._homes.pop(key)
             if key in self._initialised:
-                self._lost[key] = home.task_name
+                self._lost[key] = _Lost(home, self._lives[home.task_name])
         self._initialised -= lost
+        back = {key for key, was in self._lost.items() if now.get(was.home.task_name) == was.life}
+        self._homes.update({key: self._lost.pop(key).home for key in back})
+        self._initialised |= back
         self._registered = {(task, b) for task, b in self._registered if task not in gone and task in now}
-        self._incarnations = now
+        self._lives = now
         self._cache.clear()
-        self._cluster_id = self.cluster.id
+        self._cluster_id = cluster_id
 
     @property
     def initialised(self) -> tuple[str, ...]:
@@ -518,11 +495,11 @@ class Session:
         self.close()
 
 
-def _tensor(key: Any) -> Tensor:
-    if isinstance(key, Tensor):
-        return key
-    convert = getattr(key, "to_tensor", None)
-    if convert is None or isinstance(key, type):
-        raise GraphError(f"cannot feed {key!r}: the keys of feeds are tensors")
-    tensor: Tensor = convert()
-    return tensor
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """A value that went with the worker at `home`; should that come back with the same `life`, it is still there.
+    `told`: the user knows."""
+
+    home: DeviceSpec
+    life: str
+    told: bool = False

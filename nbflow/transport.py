@@ -176,6 +176,11 @@ class Transport(Protocol):
     @property
     def worker(self) -> WorkerInfo: ...
 
+    @property
+    def life(self) -> str:
+        """Changes when what the session held on the worker is gone: the process is another one, or has forgotten it."""
+        ...
+
     def register(self, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
         """Hands over a bundle; large constants move once per worker, by content. Registering it again does nothing."""
         ...

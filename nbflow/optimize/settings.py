@@ -6,6 +6,7 @@ it), `all` (the usual ones), `none`. Terms apply from left to right.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,12 @@ def chosen(passes: Choice = None) -> tuple[str, ...]:
     ones. Raises GraphError for a name that no pass has."""
     if passes is not None:
         return parse(passes)
-    return _set if _set is not None else parse(os.environ.get(VARIABLE, ""))
+    return _set if _set is not None else _parse_text(os.environ.get(VARIABLE, ""))
+
+
+@functools.lru_cache(maxsize=8)
+def _parse_text(passes: str) -> tuple[str, ...]:
+    return parse(passes)  # every run asks for it
 
 
 def parse(passes: str | Sequence[str]) -> tuple[str, ...]:

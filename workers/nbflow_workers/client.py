@@ -28,6 +28,8 @@ from nbflow_workers.security import TLS_NAME, Token
 log = logging.getLogger("nbflow.client")
 
 HOST_KEY = "nbflow-host"
+# Who drives steps, where no task does.
+NOTEBOOK = "client"
 CLOSE_TIMEOUT_S = 10.0
 LISTEN_TIMEOUT_S = 10.0
 _HOST_ID = host_id() if shm.available() else ""
@@ -54,13 +56,17 @@ class Link:
     def __repr__(self) -> str:
         return f"Link({self.address!r}, token=…)"
 
-    def metadata(self, session: str = "") -> tuple[tuple[str, str], ...]:
-        return (*self.token.metadata(), *(((rpc.SESSION_KEY, session),) if session else ()))
+    def metadata(self, session: str = "", incarnation: str = "") -> tuple[tuple[str, str], ...]:
+        """What a call carries. `incarnation`: refused by a worker that was started since."""
+        pairs = ((rpc.SESSION_KEY, session), (rpc.INCARNATION_KEY, incarnation))
+        return (*self.token.metadata(), *((k, v) for k, v in pairs if v))
 
-    def call(self, method: str, request: Any, *, timeout_s: float, doing: str, session: str = "") -> Any:
+    def call(
+        self, method: str, request: Any, *, timeout_s: float, doing: str, session: str = "", incarnation: str = ""
+    ) -> Any:
         """One call. Raises the error the worker answered with, or WorkerLost, Unauthenticated, Rejected."""
         try:
-            return self._callables[method](request, timeout=timeout_s, metadata=self.metadata(session))
+            return self._callables[method](request, timeout=timeout_s, metadata=self.metadata(session, incarnation))
         except grpc.RpcError as error:
             raise status.from_rpc(error, worker=self.name, doing=doing) from None
 
@@ -94,6 +100,7 @@ class GrpcTransport:
     """Implements `nbflow.transport.Transport` for a session that is open on the worker.
 
     `on_lost` is called when the connection breaks, before anything that waits for the worker fails.
+    `life`: see `Transport`; empty where nobody asks for it. `driver`: the task that drives steps, or NOTEBOOK.
     `worker_host`: the worker's `host_id`; where it is also ours, large feeds and fetches take shared memory.
     `owns_session`: closing ends the session there (a worker's transports to its peers do not). `owns_link`: closing
     closes the link too.
@@ -105,6 +112,8 @@ class GrpcTransport:
         info: WorkerInfo,
         session: str,
         *,
+        life: str = "",
+        driver: str = NOTEBOOK,
         worker_host: str = "",
         owns_session: bool = True,
         owns_link: bool = False,
@@ -113,6 +122,7 @@ class GrpcTransport:
         self._link = link
         self._info = info
         self._session = session
+        self._life = life
         self._owns_session = owns_session
         self._owns_link = owns_link
         self._on_lost = on_lost
@@ -120,8 +130,10 @@ class GrpcTransport:
         self._events = Emitter()
         self._events_call: Any = None
         self._lock = threading.Lock()
-        self._steps = _StepPipe(link, session, info.task_name, worker_host, on_lost)
+        metadata = (*link.metadata(session, info.incarnation), (rpc.DRIVER_KEY, driver))
+        self._steps = _StepPipe(link, metadata, info.task_name, worker_host, self._broke)
         self._closed = False
+        self._lost = False
 
     def __repr__(self) -> str:
         return f"<GrpcTransport to {self._info.task_name} at {self._link.address}>"
@@ -131,9 +143,13 @@ class GrpcTransport:
         return self._info
 
     @property
+    def life(self) -> str:
+        return self._life
+
+    @property
     def usable(self) -> bool:
-        """False when it was closed, or its worker was lost."""
-        return not self._closed and self._steps.state in ("new", "opening", "open")
+        """False when it was closed, or its connection broke."""
+        return not (self._closed or self._lost) and self._steps.state in ("new", "opening", "open")
 
     def register(self, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
         with self._lock:
@@ -218,13 +234,28 @@ class GrpcTransport:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _call(self, method: str, request: Any, *, timeout_s: float, doing: str) -> Any:
-        return self._link.call(method, request, timeout_s=timeout_s, doing=doing, session=self._session)
+        incarnation = self._info.incarnation
+        return self._link.call(
+            method, request, timeout_s=timeout_s, doing=doing, session=self._session, incarnation=incarnation
+        )
+
+    def _broke(self) -> None:
+        """A stream broke: the other one ends too, so that who listens knows, and a new connection takes the place of
+        both."""
+        with self._lock:
+            first, self._lost = not self._lost, True
+            events = self._events_call
+        if first:
+            self._on_lost()
+        if events is not None:
+            events.cancel()
 
     def _subscribe(self) -> None:
         with self._lock:
             if self._events_call is not None or self._closed:
                 return
-            call = self._events_call = self._link.stream("Events", pb.Empty(), self._link.metadata(self._session))
+            metadata = self._link.metadata(self._session, self._info.incarnation)
+            call = self._events_call = self._link.stream("Events", pb.Empty(), metadata)
         ready: Future[None] = Future()
         threading.Thread(
             target=self._read_events, args=(call, ready), name=f"nbflow-events-{self._info.task}", daemon=True
@@ -255,13 +286,13 @@ class GrpcTransport:
             problem = f"{self._info.task_name} sent a damaged event: {error}"
             log.exception("%s sent a damaged event", self._info.task_name)
         with self._lock:
-            closed = self._closed
+            closed = self._closed and not self._lost
             if self._events_call is call:
                 self._events_call = None
         if not ready.done():
             ready.set_exception(WorkerLost(problem, worker=self._info.task_name))
         elif not closed:
-            self._on_lost()
+            self._broke()
             # Listeners wait for more, such as the end of a loop: this is all that will come.
             self._events.emit(WorkerState(self._info.task_name, "lost", self._link.address, time.time(), problem))
 
@@ -276,9 +307,16 @@ def _blob_chunks(digest: str, value: HostArray) -> Iterator[pb.BlobChunk]:
 class _StepPipe:
     """The client's side of `Steps`. The stream is opened with the first command and lives as long as the session."""
 
-    def __init__(self, link: Link, session: str, task: str, worker_host: str, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        metadata: Sequence[tuple[str, str]],
+        task: str,
+        worker_host: str,
+        on_lost: Callable[[], None],
+    ) -> None:
         self._link = link
-        self._session = session
+        self._metadata = metadata
         self._task = task
         self._on_lost = on_lost
         self._lock = threading.Lock()
@@ -352,7 +390,7 @@ class _StepPipe:
         """Opens the stream when it is new; why it cannot be used otherwise. The lock is held."""
         if self.state == "new":
             self.state = protocol.after(self.state, "open")
-            metadata = (*self._link.metadata(self._session), (HOST_KEY, _HOST_ID))
+            metadata = (*self._metadata, (HOST_KEY, _HOST_ID))
             self._call = self._link.stream("Steps", self._requests(), metadata)
             self._thread = threading.Thread(target=self._read, name=f"nbflow-steps{self._task}", daemon=True)
             self._thread.start()
@@ -394,7 +432,7 @@ class _StepPipe:
         return f"{self._task} ({self._link.address}) {what}" + (f", while running {running}" if running else "")
 
     def _end(self, reason: NbflowError) -> None:
-        if isinstance(reason, WorkerLost) and self.state != "closing":
+        if self.state != "closing":
             self._on_lost()
         with self._lock:
             self.state = protocol.after(self.state, "broke")

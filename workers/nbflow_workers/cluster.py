@@ -8,6 +8,7 @@ import logging
 import secrets
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, RunEntry, Tran
 from nbflow_workers import links, security
 from nbflow_workers import spec as spec_file
 from nbflow_workers.attach import ask_all, beside, may_be_there
-from nbflow_workers.client import GrpcTransport, Link
+from nbflow_workers.client import NOTEBOOK, GrpcTransport, Link
 from nbflow_workers.launchers.base import Ask, Handle, Launcher, Progress
 from nbflow_workers.launchers.local import LocalLauncher
 from nbflow_workers.membership import Change, Membership
@@ -178,7 +179,10 @@ class Cluster:
                 raise WorkerLost(f"cluster {self.name} has no worker left; start or attach some")
             secret = self._sessions.setdefault(session, secrets.token_bytes(32))
             # Sessions that were closed leave nothing here but their secret.
+            broken = [t for t in self._transports.values() if not t.usable]
             self._transports = {k: t for k, t in self._transports.items() if t.usable}
+        for transport in broken:
+            transport.close(keep_session=True)
         request = pb.OpenSessionRequest(
             wire_version=wire.WIRE_VERSION,
             session=session,
@@ -194,8 +198,8 @@ class Cluster:
             asked = pb.OpenSessionRequest()
             asked.CopyFrom(request)
             asked.incarnation = worker.info.incarnation
-            worker.link.call("OpenSession", asked, timeout_s=OPEN_TIMEOUT_S, doing="opening a session")
-            return worker.info.task_name, self._transport(worker, session)
+            reply = worker.link.call("OpenSession", asked, timeout_s=OPEN_TIMEOUT_S, doing="opening a session")
+            return worker.info.task_name, self._transport(worker, session, reply.life)
 
         with ThreadPoolExecutor(min(16, len(workers)), thread_name_prefix="nbflow-open") as pool:
             return dict(pool.map(open_on, workers))
@@ -208,17 +212,20 @@ class Cluster:
                 w.info.task_name: self._transport(w, session, owns=session in self._sessions) for w in self._alive()
             }
 
-    def _transport(self, worker: _Worker, session: str, *, owns: bool = True) -> GrpcTransport:
+    def _transport(self, worker: _Worker, session: str, life: str | None = None, *, owns: bool = True) -> GrpcTransport:
         key = (session, worker.info.task_name)
         with self._lock:
             found = self._transports.get(key)
-            if found is None or not found.usable or found.worker.incarnation != worker.info.incarnation:
-                host = worker.data.host_id
+            other = found is not None and life is not None and found.life != life
+            if found is None or not found.usable or other or found.worker.incarnation != worker.info.incarnation:
                 found = GrpcTransport(
                     worker.link,
                     worker.info,
                     session,
-                    worker_host=host,
+                    life=life or "",
+                    worker_host=worker.data.host_id,
+                    # Of a session that is somebody else's, the streams are theirs too.
+                    driver=NOTEBOOK if owns else f"{NOTEBOOK} {uuid.uuid4().hex}",
                     owns_session=owns,
                     on_lost=lambda: self._broke(worker),
                 )
@@ -390,22 +397,25 @@ class Cluster:
 
     def _broke(self, worker: _Worker) -> None:
         """A connection broke: finds out at once whether the worker is gone, so that whoever sees the error, and runs
-        again, finds a cluster without it."""
+        again, finds a cluster without it; or one that connects anew, to a worker that was only cut off."""
         if self._stop.is_set():
             return
+        ended, task = "", worker.info.task_name
         if worker.handle is not None:
             # The kernel closes a dying process's sockets before it says that the process ended.
             worker.handle.wait(EXIT_WAIT_S)
             ended = worker.handle.exit_text()
         else:
             try:
-                worker.link.describe(timeout_s=HEARTBEAT_TIMEOUT_S)
-                ended = ""
+                self._heard(worker, worker.link.describe(timeout_s=HEARTBEAT_TIMEOUT_S))
             except NbflowError as error:
                 ended = f"its connection broke ({error.message})"
-        if ended:
-            with self._lock:
-                self._note(self._membership.exited(worker.info.task_name, ended), worker)
+        with self._lock:
+            if ended:
+                self._note(self._membership.exited(task, ended), worker)
+            elif worker.handle is None:
+                self._note(self._membership.answered(task, worker.info.incarnation, time.monotonic()), worker)
+            self._generation += 1
 
     def _look(self) -> None:
         """One heartbeat: asks every worker how it is."""
@@ -442,13 +452,17 @@ class Cluster:
         except NbflowError as error:
             log.debug("no answer from %s: %s", worker.info.task_name, error)
             return None
-        now = time.monotonic()
+        worker.rtt_ms = (time.monotonic() - start) * 1000
+        self._heard(worker, reply)
+        return bool(reply.running_steps > 0)
+
+    def _heard(self, worker: _Worker, reply: pb.DescribeReply) -> None:
+        """What a worker says of itself; it may be another process than before."""
         with self._lock:
-            worker.rtt_ms, worker.last = (now - start) * 1000, reply
+            worker.last = reply
             if reply.incarnation != worker.info.incarnation:
                 fresh = _Worker.from_reply(worker.link, reply, worker.handle)
                 worker.info, worker.data = fresh.info, fresh.data
-            return bool(reply.running_steps > 0)
 
     def _note(self, changes: Sequence[Change], worker: _Worker | None = None) -> None:
         for change in changes:

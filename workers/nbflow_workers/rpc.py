@@ -16,6 +16,10 @@ from nbflow_workers.proto import worker_pb2 as pb
 
 SERVICE = "nbflow.workers.v1.Worker"
 SESSION_KEY = "nbflow-session"
+# Which process the caller means: another one at the same address does not have what it counts on.
+INCARNATION_KEY = "nbflow-incarnation"
+# Who drives the steps of a stream: `client`, or a task. It has one such stream in a session.
+DRIVER_KEY = "nbflow-driver"
 TOKEN_KEY = "authorization"
 
 # Plans are small (large constants travel as blobs), results inline are below 64 KiB each. A limit keeps a wrong
@@ -42,7 +46,7 @@ METHODS = {
     m.name: m
     for m in (
         Method("Describe", pb.DescribeRequest, pb.DescribeReply),
-        Method("OpenSession", pb.OpenSessionRequest, pb.Empty),
+        Method("OpenSession", pb.OpenSessionRequest, pb.OpenSessionReply),
         Method("CloseSession", pb.Empty, pb.Empty),
         Method("Register", pb.RegisterRequest, pb.RegisterReply),
         Method("PutBlob", pb.BlobChunk, pb.Empty, request_stream=True),

@@ -20,7 +20,7 @@ import psutil
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nbflow import wire
-from nbflow.errors import NbflowError, Rejected
+from nbflow.errors import NbflowError, Rejected, WorkerLost
 from nbflow.transport import LoopAction, Moved, Outbox, Transport, WorkerInfo
 from nbflow_workers import rpc, security, status
 from nbflow_workers.client import HOST_KEY, GrpcTransport, Link
@@ -134,7 +134,7 @@ class Service:
     # --- sessions -------------------------------------------------------------------------------------------------
 
     @_answers
-    def open_session(self, request: pb.OpenSessionRequest, context: grpc.ServicerContext) -> pb.Empty:
+    def open_session(self, request: pb.OpenSessionRequest, context: grpc.ServicerContext) -> pb.OpenSessionReply:
         info = self._config.info
         wire.check_version(request.wire_version, mine=self._config.wire_version, worker=info.task_name)
         if request.incarnation != info.incarnation:
@@ -156,11 +156,11 @@ class Service:
             self._peers[request.session] = (peers, request.ca)
             if session is None:
                 session = self._sessions[request.session] = self._make_session(request, endpoints)
-                return pb.Empty()
+                return pb.OpenSessionReply(life=session.life)
         self._config.dataplane.open(SessionKey(session.id, session.secret), session.executor, endpoints)
         # Loops may be using the others.
         session.forget_peers([task for task, peer in before.items() if peers.get(task) != peer])
-        return pb.Empty()
+        return pb.OpenSessionReply(life=session.life)
 
     def _make_session(self, request: pb.OpenSessionRequest, endpoints: Mapping[str, Endpoint]) -> Session:
         session_id = request.session
@@ -178,12 +178,20 @@ class Service:
         link = Link(peer.address, self._config.token, ca=ca, name=task)
         job, _, number = task.removeprefix("/job:").partition("/task:")
         info = WorkerInfo(job, int(number), peer.address, peer.incarnation, None, ())
-        return GrpcTransport(link, info, session_id, worker_host=peer.data.host_id, owns_session=False, owns_link=True)
+        return GrpcTransport(
+            link,
+            info,
+            session_id,
+            worker_host=peer.data.host_id,
+            driver=self._config.info.task_name,
+            owns_session=False,
+            owns_link=True,
+        )
 
     @_answers
     def close_session(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
         with self._lock:
-            session = self._sessions.pop(_session_id(context), None)
+            session = self._sessions.pop(_metadata(context, rpc.SESSION_KEY), None)
         if session is not None:
             self._end(session)
         return pb.Empty()
@@ -231,14 +239,19 @@ class Service:
             self._end(session)
 
     def _session(self, context: grpc.ServicerContext) -> Session:
-        session_id = _session_id(context)
+        session_id, info = _metadata(context, rpc.SESSION_KEY), self._config.info
+        meant = _metadata(context, rpc.INCARNATION_KEY)
+        if meant and meant != info.incarnation:
+            raise WorkerLost(
+                f"{info.task_name} was started again: what it held, variables too, is gone", worker=info.task_name
+            )
         with self._lock:
             session = self._sessions.get(session_id)
         if session is None:
             raise Rejected(
-                f"session {session_id[:60]!r} is not open on {self._config.info.task_name}: "
+                f"session {session_id[:60]!r} is not open on {info.task_name}: "
                 "it was closed, or its lease is over; open it again",
-                worker=self._config.info.task_name,
+                worker=info.task_name,
             )
         session.last_used_s = time.monotonic()
         return session
@@ -336,12 +349,14 @@ class Service:
     # --- streams --------------------------------------------------------------------------------------------------
 
     def steps(self, request: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        host = dict(context.invocation_metadata()).get(HOST_KEY, "")
+        host = _metadata(context, HOST_KEY)
         mine = self._config.dataplane.endpoint.host_id
 
         def make(session: Session) -> StepStream:
+            driver = _metadata(context, rpc.DRIVER_KEY)
+            session.take_over(driver)
             pool = shm.Pool(self._config.shm_prefix) if mine and host == mine else None
-            return StepStream(session, context, self._counters, pool)
+            return StepStream(session, context, self._counters, pool, driver)
 
         yield from self._stream(context, make, lambda stream: stream.replies(request))
 
@@ -387,8 +402,8 @@ class _LateInbox:
         self._session.executor.fail(step_id, error)
 
 
-def _session_id(context: grpc.ServicerContext) -> str:
-    value = dict(context.invocation_metadata()).get(rpc.SESSION_KEY, "")
+def _metadata(context: grpc.ServicerContext, key: str) -> str:
+    value = dict(context.invocation_metadata()).get(key, "")
     return value if isinstance(value, str) else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -82,6 +83,7 @@ class Session:
     def __init__(self, session_id: str, secret: bytes, connect: Callable[[str], GrpcTransport]) -> None:
         self.id = session_id
         self.secret = secret
+        self.life = uuid.uuid4().hex
         self.executor: StepExecutor
         self.streams: list[Stream] = []
         self.last_used_s = time.monotonic()
@@ -99,9 +101,12 @@ class Session:
         """The way to another task of this session. Raises WorkerError."""
         with self._lock:
             found = self._peers.get(task)
-            if found is None or not found.usable:
-                found = self._peers[task] = self._connect(task)
-            return found
+            if found is not None and found.usable:
+                return found
+            if found is not None:
+                found.close()
+            made = self._peers[task] = self._connect(task)
+            return made
 
     def forget_peers(self, tasks: Iterable[str] | None = None) -> None:
         """Closes the connections to `tasks` (None: all), which changed; they are made anew when asked for."""
@@ -115,6 +120,15 @@ class Session:
             if self._closed:
                 raise Rejected(f"session {self.id} is closed")
             self.streams.append(stream)
+
+    def take_over(self, driver: str) -> None:
+        """`driver` opens a new stream of commands: an older one of its is cut off, whether that was noticed or not, and
+        nobody waits for what it asked for."""
+        with self._lock:
+            old = [s for s in self.streams if driver and isinstance(s, StepStream) and s.driver == driver]
+        for stream in old:
+            stream.abandon()
+            stream.close()
 
     def remove(self, stream: Stream) -> None:
         with self._lock:
@@ -150,8 +164,14 @@ class StepStream:
     """
 
     def __init__(
-        self, session: Session, context: grpc.ServicerContext, counters: Counters, pool: shm.Pool | None
+        self,
+        session: Session,
+        context: grpc.ServicerContext,
+        counters: Counters,
+        pool: shm.Pool | None,
+        driver: str = "",
     ) -> None:
+        self.driver = driver
         self._session = session
         self._context = context
         self._counters = counters
@@ -177,20 +197,20 @@ class StepStream:
                     return
                 yield from item
         finally:
-            self._abandon()
+            self.abandon()
+            if self._pool is not None:
+                self._pool.close()
+            self._reader.close()
 
     def close(self) -> None:
         self._out.put(None)
 
-    def _abandon(self) -> None:
-        """Whoever asked for what still runs is gone."""
+    def abandon(self) -> None:
+        """Whoever asked for what still runs is gone: cancels it."""
         with self._lock:
             running = list(self._running)
         for step_id in running:
             self._session.executor.cancel(step_id, "the driver of this step went away")
-        if self._pool is not None:
-            self._pool.close()
-        self._reader.close()
 
     def _read(self, frames: Iterable[bytes]) -> None:
         incoming = Incoming(pb.ToWorker)

@@ -112,6 +112,12 @@ class OpenSessionRequest(_message.Message):
     ca: bytes
     def __init__(self, wire_version: _Optional[int] = ..., session: _Optional[str] = ..., secret: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., incarnation: _Optional[str] = ..., ca: _Optional[bytes] = ...) -> None: ...
 
+class OpenSessionReply(_message.Message):
+    __slots__ = ("life",)
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    life: str
+    def __init__(self, life: _Optional[str] = ...) -> None: ...
+
 class RegisterRequest(_message.Message):
     __slots__ = ("bundle",)
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
