@@ -47,8 +47,8 @@ def with_single(table: Mapping[str, Implementation]) -> dict[str, Implementation
     from_float16 = _NAMES - _AS_IT_IS
     made = dict(table)
     for name, implementation in table.items():
-        if name in _AS_IT_IS or name in _STATEFUL:
-            continue
+        if name in _AS_IT_IS or name in _STATEFUL or any("E" in loop for loop in getattr(implementation, "types", ())):
+            continue  # the last: a ufunc with a loop for bfloat16
         made[name] = _in_single(implementation, name in from_float16, name not in half.LIKE_FIRST)
     return made
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from nbflow.backends.base import Table
 from nbflow.backends.numpy.shape import target
-from nbflow.spec import is_half
 
 TABLE = Table()
 A = Any
@@ -24,14 +23,7 @@ def matmul(x: A, y: A, *, transpose_a: bool, transpose_b: bool, out: A | None = 
         x = x.swapaxes(-1, -2)
     if transpose_b:
         y = y.swapaxes(-1, -2)
-    dtype = cp.result_type(x, y)
-    if not is_half(dtype) or dtype == np.float16:
-        return cp.matmul(x, y, out=out)
-    made = cp.matmul(x.astype(np.float32), y.astype(np.float32))
-    if out is None:
-        return made.astype(dtype)
-    cp.copyto(out, made, casting="unsafe")
-    return out
+    return cp.matmul(x, y, out=out)
 
 
 def _raising() -> Any:
