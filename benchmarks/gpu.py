@@ -1,10 +1,10 @@
 """How long does a training step take on a GPU, beside torch and beside what the GPU could do?
 
 Every side starts from the same weights and data, which lie on the GPU, and must show the same losses over 10 steps.
-nbflow's `Session.run` returns when a step is done; torch is waited for once a window. The floor is the operations of the
-step's products and convolutions over the rate of one large product, measured in the same run in the same arithmetic:
-float32, float32 by tf32, bfloat16 (weights and all). tf32 is an environment variable of cupy's, so each arithmetic is
-a process of its own.
+nbflow's `Session.run` returns when a step is done; torch is waited for once a window. The floor is the operations of
+the step's products and convolutions over the rate of one large product, measured in the same run in the same
+arithmetic: float32, float32 by tf32, bfloat16 (weights and all). tf32 is an environment variable of cupy's, so each
+arithmetic is a process of its own.
 
     mlp   4 layers of 4096 units, batch 1024
     conv  3 bottlenecks of a ResNet (1x1, 3x3, 1x1) on 56 x 56 places with 256 channels, batch 32, channels last
@@ -246,7 +246,7 @@ def one(arithmetic: str, wanted: list[str], rounds: int, peers: bool) -> list[di
         case = f"{model}, {arithmetic}"
         losses = {name: losses(LOSSES) for name, (losses, _) in sides.items()}
         common.compare_losses(case, losses, TOLERANCES[arithmetic])
-        measured = common.measure(case, {name: train for name, (_, train) in sides.items()}, rounds=rounds)
+        measured = common.measure(case, {name: train for name, (_, train) in sides.items()}, rounds=rounds, warm_up=1)
         floor_s = flops_of(model) / rate
         rows.append(
             {
@@ -279,22 +279,19 @@ def main() -> int:
     if backend.missing():
         print(f"no GPU: {backend.missing()}")
         return 1
-    rounds = common.rounds(options, 10)
+    rounds = common.rounds(options, 6)
     if options.one:
         print(json.dumps(one(options.one, options.models.split(","), rounds, not options.alone)))
         return 0
     gpu = backend.gpus()[0]
-    report = common.Report(f"How long does a training step take on a GPU? {gpu.name}", ("cupy", "torch", "numpy"))
+    libraries = ("cupy-cuda12x", "cupy-cuda13x", "torch", "numpy")
+    report = common.Report(f"How long does a training step take on a GPU? {gpu.name}", libraries)
     report.begin()
     for arithmetic in options.arithmetic.split(","):
         command = [sys.executable, str(Path(__file__).resolve()), "--one", arithmetic, "--models", options.models]
         command += ["--quick"] * options.quick + ["--alone"] * options.alone
-        made = subprocess.run(
-            command,
-            env={**os.environ, "CUPY_TF32": str(int(arithmetic == "tf32"))},
-            stdout=subprocess.PIPE,
-            check=False,
-        )
+        environment = {**os.environ, "CUPY_TF32": str(int(arithmetic == "tf32"))}
+        made = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
         if made.returncode:
             print(f"{arithmetic}: failed")
             continue

@@ -13,7 +13,10 @@ NAMED = 5
 
 
 def held(plan: Plan, slots: Sequence[Any], buffers: Sequence[Any], state: StateStore) -> str:
-    """The largest arrays that a step of `plan` and the session's variables hold, each with its op and cell."""
+    """The largest arrays that a step of `plan` and the session's variables hold, each with its op and cell.
+
+    `slots`: empty when the step has not begun.
+    """
     found: dict[int, tuple[int, str]] = {}
     whose = {ins.buffer: ins for ins in plan.instructions if ins.buffer >= 0}
     for number, buffer in enumerate(buffers):
@@ -23,7 +26,7 @@ def held(plan: Plan, slots: Sequence[Any], buffers: Sequence[Any], state: StateS
         cell = state.get_or_make(key, Cell)
         if isinstance(cell, Cell) and cell.value is not None:
             found[id(cell.value)] = (_bytes_of(cell.value), f"variable {key.rsplit(':', 1)[0]}")
-    for ins in plan.instructions:
+    for ins in plan.instructions if slots else ():
         for slot in ins.outputs:
             value = slots[slot]
             if value is not None and id(value) not in found:

@@ -143,7 +143,7 @@ class Program:
         try:
             buffers = self._frames.pop()
         except IndexError:  # the first run, or as many at once as never before
-            buffers = self._new_buffers()
+            buffers = self._new_buffers(state)
         run = _Run(self._blank.copy(), buffers, token, state, rendezvous, send, events)
         token.check()
         self._feed(run, feeds)
@@ -173,7 +173,7 @@ class Program:
         try:
             buffers = self._frames.pop()
         except IndexError:
-            buffers = self._new_buffers()
+            buffers = self._new_buffers(parent.state)
         return _Run([], buffers, parent.token, parent.state, parent.rendezvous, parent.send, parent.events)
 
     def call(self, run: _Run, values: Sequence[Any], frame: flow.Frame) -> list[Any]:
@@ -194,9 +194,18 @@ class Program:
         """Gives the memory of a run back."""
         self._frames.append(run.buffers)
 
-    def _new_buffers(self) -> list[Any]:
-        # Every spec of a buffer is static: compile gives buffers to no others.
-        return [self._backend.empty(tuple(d or 0 for d in b.shape or ()), b.dtype) for b in self.plan.buffers]
+    def _new_buffers(self, state: StateStore) -> list[Any]:
+        made: list[Any] = []
+        try:
+            for spec in self.plan.buffers:  # static: compile gives buffers to no others
+                made.append(self._backend.empty(tuple(d or 0 for d in spec.shape or ()), spec.dtype))
+        except MemoryError as error:
+            told = f"out of memory ({error}); {memory.held(self.plan, (), made, state)}"
+            wanting = next(i for i in self.plan.instructions if i.buffer == len(made))
+            made.clear()
+            self._backend.free_unused()
+            raise self._explain(RunError(told), wanting) from None
+        return made
 
     def _feed(self, run: _Run, feeds: Mapping[str, HostArray]) -> None:
         for feed in self.plan.feeds:

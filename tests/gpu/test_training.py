@@ -70,6 +70,7 @@ def test_a_step_without_memory_says_who_holds_it_and_the_session_goes_on() -> No
         second = nf.multiply(nf.exp(first), first, name="second")
         total = nf.sum(second + nf.sqrt(first))
         with nf.Session() as session:
+            assert float(session.run(nf.sum(x), {x: np.ones((1, 2**18), "float32")})) == 2**18
             with pytest.raises(OpError, match=r"out of memory .* MB were held, the most .* by .*") as caught:
                 session.run(total, {x: np.ones((1, 2**18), "float32")})
             assert "gpu:0" in str(caught.value)

@@ -52,6 +52,12 @@ def _last(x: A, data_format: str) -> A:
     return cp.moveaxis(x, 1, -1) if is_channels_first(data_format) else x
 
 
+def _product(x: A, matrix: A) -> A:
+    """x · matrix along the channels, as one product."""
+    rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
+    return (rows @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
 def _result(y: A, data_format: str, dtype: np.dtype[Any], out: A | None = None) -> A:
     laid = cp.moveaxis(y, -1, 1) if is_channels_first(data_format) else y
     if out is None:
@@ -70,15 +76,13 @@ def _blocks(n: int, windows: Windows, channels: int, itemsize: int) -> Iterator[
 
 
 def _columns(windows: Windows, padded: A, part: slice, group: slice) -> A:
-    """(windows, kernel · channels of the group)."""
-    patches = unfolded(windows, padded[part])[..., group]
-    return (
-        patches.reshape((part.stop - part.start) * prod(windows.count), -1)
-        if patches.size
-        else cp.zeros(
-            ((part.stop - part.start) * prod(windows.count), prod(windows.kernel) * patches.shape[-1]), padded.dtype
-        )
-    )
+    """(windows, kernel · channels of the group). Copied place by place of the window: cupy's copy of a view of as many
+    dimensions as the patches have takes several times as long."""
+    images = padded[part][..., group]
+    made = cp.empty((len(images), *windows.count, prod(windows.kernel), images.shape[-1]), padded.dtype)
+    for number, (_, at) in enumerate(windows.taps()):
+        made[..., number, :] = images[at]
+    return made.reshape(len(images) * prod(windows.count), prod(windows.kernel) * images.shape[-1])
 
 
 def _groups(depth: int, outputs: int, groups: int) -> Iterator[tuple[slice, slice]]:
@@ -139,6 +143,8 @@ def conv_input_grad(
     _check_channels(channels, w, groups)
     windows = Windows.of(places, w.shape[:-2], strides, padding, dilation)
     _check_windows(grad, windows, w.shape[-1], data_format)
+    if groups == 1 and windows.is_pointwise:
+        return _result(_product(grad, filters.reshape(w.shape[-2:]).T), data_format, dtype)
     made = cp.zeros((n, *windows.padded, channels), grad.dtype)
     if _is_depthwise(w, groups):
         split = grad.reshape(*grad.shape[:-1], groups, w.shape[-1] // groups)

@@ -3,6 +3,7 @@ which waits for the GPU."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import cupy as cp
@@ -10,7 +11,9 @@ import cupyx
 import numpy as np
 
 from nbflow.backends.base import Table
+from nbflow.backends.cupy.elementwise import cast
 from nbflow.backends.numpy.shape import target
+from nbflow.spec import BFLOAT16
 
 TABLE = Table()
 A = Any
@@ -18,11 +21,22 @@ A = Any
 
 @TABLE.implements("matmul")
 def matmul(x: A, y: A, *, transpose_a: bool, transpose_b: bool, out: A | None = None) -> A:
-    """Transposed views go to cuBLAS as they are. 16-bit floats are multiplied as they are and summed in float32."""
+    """Transposed views go to cuBLAS as they are. 16-bit floats are multiplied as they are and summed in float32; cupy
+    has no batches of bfloat16, which go by way of float32."""
     if transpose_a:
         x = x.swapaxes(-1, -2)
     if transpose_b:
         y = y.swapaxes(-1, -2)
+    if x.ndim > 2 and y.ndim == 2 and x.flags.c_contiguous and (out is None or out.flags.c_contiguous):
+        # One large product instead of a batch of them, each with the same second matrix.
+        rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
+        if out is None:
+            return cp.matmul(rows, y).reshape(*x.shape[:-1], y.shape[-1])
+        cp.matmul(rows, y, out=out.reshape(len(rows), y.shape[-1]))
+        return out
+    if BFLOAT16 in (x.dtype, y.dtype) and max(x.ndim, y.ndim) > 2:
+        made = cp.matmul(x.astype(np.float32), y.astype(np.float32))
+        return cast(made, cp.result_type(x, y), out)
     return cp.matmul(x, y, out=out)
 
 
