@@ -50,6 +50,11 @@ def _matmul_gradient(node: Node, grads: Grads) -> Grads:
     a, b = node.inputs
     ta, tb = node.attrs["transpose_a"], node.attrs["transpose_b"]
     da = _product(b, g, tb, True) if ta else _product(g, b, False, not tb)
+    inner, outer = (None if t.shape is None else t.shape[-1] for t in (a, g))
+    if b.ndim == 2 and a.ndim != 2 and not ta and inner and outer:
+        # The batch only adds more rows: one product of all of them, instead of one each and their sum.
+        rows, grad = reshape(a, (-1, inner)), reshape(g, (-1, outer))
+        return [_unbatched(da, a, b), _product(grad, rows, True, False) if tb else _product(rows, grad, True, False)]
     db = _product(g, a, True, ta) if tb else _product(a, g, not ta, False)
     return [_unbatched(da, a, b), _unbatched(db, b, a)]
 
