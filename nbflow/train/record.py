@@ -38,8 +38,11 @@ class Record:
         """A value that a loop reported, of whose steps each counts for `weight` of the run's."""
         scaled = replace(event, step=event.step * weight)
         with self._lock:
+            known = self._values.setdefault(event.name, {}).setdefault(scaled.step, {})
+            if known.get(event.replica) == event.value:
+                return  # heard, and read again
             self.events.append(scaled)
-            self._values.setdefault(event.name, {}).setdefault(scaled.step, {})[event.replica] = event.value
+            known[event.replica] = event.value
         self._emitter.emit(scaled)
 
     def history(self) -> dict[str, Curve]:

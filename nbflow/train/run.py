@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
 from nbflow.events import Event, Listener, Log, Metric, RunState, WorkerState
-from nbflow.session import Session
+from nbflow.prepare import Prepared
 from nbflow.train.keeping import Keeper
 from nbflow.train.planning import Member
 from nbflow.train.record import Curve, Record, error_from
-from nbflow.transport import Loop, LoopAction
+from nbflow.transport import HostArray, Loop, LoopAction, Transport
 
 log = logging.getLogger("nbflow.train")
 
@@ -28,16 +29,29 @@ WATCH_S = 2.0
 POLL_S = 0.02
 
 
+class Door(Protocol):
+    """What a run needs of a Session; for one that another process started, of a cluster."""
+
+    @property
+    def transports(self) -> Mapping[str, Transport]: ...
+    def look(self, prepared: Prepared) -> list[HostArray]: ...
+
+
 class Run:
-    """A training run: its progress, its curves, and the ways to stop it. Made by `nf.train.run`."""
+    """A training run: its progress, its curves, and the ways to stop it. Made by `nf.train.run` and `nf.train.attach`.
+
+    `adopted`: it goes on already, started by another process.
+    """
 
     def __init__(
         self,
         run_id: str,
-        session: Session,
+        session: Door,
         members: Sequence[Member],
         names: Sequence[str],
         keeper: Keeper | None = None,
+        *,
+        adopted: bool = False,
     ) -> None:
         self.id = run_id
         self.metric_names = tuple(names)
@@ -51,6 +65,7 @@ class Run:
         self._members = members
         self._progress = [m.loop.first - 1 for m in members]  # steps done, a member
         self._loops: dict[str, tuple[int, Loop]] = {}  # what runs now: loop id -> member, loop
+        self._adopted = adopted
         self._stretch = 0
         self._keeper = keeper
         self._turn = threading.Event()  # a stretch has ended, or the run
@@ -224,6 +239,35 @@ class Run:
             threading.Thread(target=self._keep, name="nbflow-checkpoints", daemon=True).start()
         self._begin_stretch()
 
+    def take_up(self) -> None:
+        """Hears what an adopted run says from now on, and reads what it said before. Called once, by
+        `nf.train.attach`. Raises Rejected when its workers have forgotten it."""
+        transports = self._session.transports
+        leaders = sorted({m.leader for m in self._members if m.leader in transports})
+        with self._lock:
+            self._loops = {m.loop.id: (index, m.loop) for index, m in enumerate(self._members)}
+        for task in sorted({task for m in self._members for task in m.loop.step} & set(transports)):
+            self._removers.append(transports[task].listen(self._on_event))
+        for leader in leaders:
+            after, more = 0, True
+            while more:
+                page = transports[leader].read_run(self.id, after)
+                for event in page.events:
+                    self._on_event(event)
+                after, more = page.next, page.more
+
+    def _is_mine(self, loop_id: str) -> bool:
+        """Whether this is a loop that runs now, or, of an adopted run, a later stretch of one. The lock is held."""
+        if loop_id in self._loops or not self._adopted:
+            return loop_id in self._loops
+        base, _, stretch = loop_id.partition(".")
+        for known, (index, loop) in list(self._loops.items()):
+            if known.partition(".")[0] == base and int(stretch or 0) > int(known.partition(".")[2] or -1):
+                del self._loops[known]
+                self._loops[loop_id] = (index, replace(loop, id=loop_id))
+                return True
+        return False
+
     def _begin_stretch(self) -> None:
         """Starts the loops: to their ends, or where there are checkpoints to the next one."""
         transports = self._session.transports
@@ -340,8 +384,11 @@ class Run:
     def _on_state(self, event: RunState) -> None:
         detail = event.detail
         with self._lock:
-            if self.status in ENDED or event.loop not in self._loops:
+            if self.status in ENDED or not self._is_mine(event.loop):
                 return
+            before = self._states.get(event.loop)
+            if before is not None and before.wall_s > event.wall_s:
+                return  # read after what was heard
             self._states[event.loop] = event
             index = self._loops[event.loop][0]
             self._progress[index] = max(self._progress[index], event.step)

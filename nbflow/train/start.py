@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nbflow.current import current_session
 from nbflow.errors import GraphError
 from nbflow.graph import Node, as_node
+from nbflow.train.attach import about_run
 from nbflow.train.display import Display, open_display
 from nbflow.train.keeping import Keeper
 from nbflow.train.planning import metric_tensors, plan_loops
@@ -29,6 +31,7 @@ def run(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 200,
     resume: bool = True,
+    name: str = "",
 ) -> Run:
     """Runs `step` (from `optimizer.minimize`) `steps` times, on the workers.
 
@@ -42,6 +45,9 @@ def run(
     after synchronous training with the losses that it would have had without the break, bit for bit. Saving is done by
     this process between two steps, while the workers wait.
 
+    `name`: what `cluster.runs()` and `nf.train.attach` call the run, on this cluster or from another process; its id,
+    when empty.
+
     Raises GraphError for a step that updates nothing or a metric that is not a scalar, and the run's own error.
     """
     if steps < 1 or every < 1:
@@ -54,6 +60,8 @@ def run(
         keeper = Keeper(checkpoint, checkpoint_every, session, [as_node(step), *wanted.values()])
         done = keeper.begin(resume)
     members = plan_loops(session, as_node(step), wanted, run_id, steps, every, stop_on_nan, done)
+    text = about_run(name or run_id, steps, list(wanted), members, str(checkpoint or "")).text()
+    members = [replace(m, loop=replace(m.loop, about=text)) for m in members]
     if keeper is not None:
         keeper.prepare()
     made = Run(run_id, session, members, list(wanted), keeper)
