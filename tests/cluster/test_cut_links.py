@@ -11,7 +11,7 @@ import pytest
 
 import nbflow as nf
 import nbflow_workers
-from nbflow.errors import NbflowError, RunError, WorkerError
+from nbflow.errors import NbflowError, PlacementError, RunError, WorkerError
 from tests.cluster.test_attach import TOKEN, worker
 from tests.proxies import Proxy
 
@@ -28,7 +28,7 @@ def eventually(run: Callable[[], object]) -> object:
     while True:
         try:
             return run()
-        except (WorkerError, RunError):
+        except (WorkerError, RunError, PlacementError):
             if time.monotonic() > end:
                 raise
             time.sleep(0.2)
@@ -111,3 +111,27 @@ def test_a_worker_started_anew_has_lost_its_values() -> None:
                     time.sleep(0.2)
             assert "kept" in "".join(said), said[-3:]
             assert session.run(step) == 2.0  # initialised anew, once that was said
+
+
+def test_what_a_lost_worker_holds_is_found_again_after_steps_without_it() -> None:
+    graph = nf.Graph()
+    with graph.as_default():
+        with nf.device("/job:worker/task:1"):
+            kept = nf.Variable(np.float32(1.0), name="kept")
+            step = kept.assign_add(1.0)
+        with nf.device("/job:worker/task:0"):
+            other = nf.Variable(np.float32(5.0), name="other")
+            beside = other.assign_add(1.0)
+    with worker("--task", "0") as near, worker("--task", "1") as far, Proxy(far) as proxy:
+        cluster = nbflow_workers.attach([near, proxy.address], token=TOKEN)
+        with cluster, nf.Session(cluster, graph) as session:
+            session.run([step, beside])
+            proxy.cut()
+            end = time.monotonic() + FAILS_WITHIN_S
+            while len(cluster.devices()) == 2 and time.monotonic() < end:
+                time.sleep(0.1)
+            assert len(cluster.devices()) == 1, "the worker that is cut off is lost by now"
+            assert session.run(beside) == 7.0
+            proxy.heal()
+            assert eventually(lambda: session.run(kept)) == 2.0
+            assert session.run([step, beside]) == [3.0, 8.0]
