@@ -28,8 +28,9 @@ def eventually(run: Callable[[], object]) -> object:
     while True:
         try:
             return run()
-        except (WorkerError, RunError, PlacementError):
-            if time.monotonic() > end:
+        except (WorkerError, RunError, PlacementError) as error:
+            # What is still there must not be told of as lost: whoever believes it starts anew.
+            if "were lost" in error.message or time.monotonic() > end:
                 raise
             time.sleep(0.2)
 
