@@ -8,25 +8,24 @@ import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from nbflow.cost import CostModel
-from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
-from nbflow.errors import GraphError, NbflowError, WorkerLost
+from nbflow.errors import GraphError, NbflowError
 from nbflow.events import Emitter, Event
 from nbflow.explain import PlacementTable, placement_table
 from nbflow.feeds import feeds_of
 from nbflow.graph import Graph, Node, Tensor, get_graph
+from nbflow.held import Held
 from nbflow.inprocess import InProcessCluster
 from nbflow.measured import Costs, seconds_by_op
 from nbflow.optimize import Report, chosen
 from nbflow.optimize.settings import Choice, parse
-from nbflow.parallel import ALL, Role, piece_name
-from nbflow.placement import HOLDERS, Placed
+from nbflow.parallel import ALL, Role
+from nbflow.placement import Placed
 from nbflow.prepare import Prepared, Setting, optimization, prepare, preview, state_key
 from nbflow.rewrite import assignments, feed_name
 from nbflow.spec import TensorSpec, spec_of
@@ -78,12 +77,8 @@ class Session:
         self._registered: set[tuple[str, str]] = set()
         self._garbage: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (task, bundle) that nobody will run again
         self._cache: OrderedDict[Any, Prepared] = OrderedDict()
-        self._homes: dict[str, DeviceSpec] = {}  # state key -> where it lives
-        self._splits: dict[str, tuple[int, ...]] = {}  # state key of a variable in pieces -> the rows of each
-        self._wholes: dict[str, str] = {}  # the name of a piece -> that of its variable
-        self._initialised: set[str] = set()
+        self._held = Held()
         self._initialising: list[str] = []
-        self._lost: dict[str, _Lost] = {}  # state keys -> the worker that their values went with
         self._steps = 0
         self._closed = False
 
@@ -208,12 +203,10 @@ class Session:
                 graph, nodes, {t: spec_of(v) for t, v in feeds.items()}, self._setting(), session=self.id
             )
             self._settle(prepared)
-            keys = [k for name in values for k in self._keys_of(state_key(self.graph, name))]
+            keys = [k for name in values for k in self._held.keys_of(state_key(self.graph, name))]
             self._register(prepared)
             self._execute(prepared, feeds, number=0)
-            self._initialised.update(keys)
-            for key in keys:
-                self._lost.pop(key, None)
+            self._held.has(keys)
 
     # --- preparing -------------------------------------------------------------------------------------------------
 
@@ -285,7 +278,7 @@ class Session:
 
     def _setting(self) -> Setting:
         infos = self.cluster.devices()
-        return Setting(infos, self._homes, self.passes, lambda: self.costs.model(self.cluster), self._splits)
+        return Setting(infos, self._held.homes, self.passes, lambda: self.costs.model(self.cluster), self._held.splits)
 
     def _register(self, prepared: Prepared) -> None:
         for task, bundle in prepared.bundles.items():
@@ -315,49 +308,23 @@ class Session:
     def _initialise(self, prepared: Prepared) -> None:
         """Runs the initialisers of variables that have no value yet, those they depend on first."""
         self._settle(prepared)
-        self._mourn(prepared)
-        missing = [key for key in prepared.state if key not in self._initialised]
+        self._held.mourn(prepared.state)
+        missing = [key for key in prepared.state if key not in self._held.initialised]
         if missing:
             self._run_initialisers(missing, prepared)
         self._register(prepared)
 
     def _settle(self, prepared: Prepared) -> None:
         """Notes where the state of `prepared` lives from now on."""
-        replicas: dict[str, list[DeviceSpec]] = {}
-        for node in prepared.graph.nodes.values():
-            if node.op in HOLDERS:
-                device, shared = prepared.placement[node.name].device, node.attrs.get("shared")
-                key = state_key(prepared.graph, shared or node.name, node.name)
-                if shared:
-                    replicas.setdefault(key, []).append(device)
-                else:
-                    self._homes.setdefault(key, device)
-        for key, devices in replicas.items():
-            # All replicas of an iterator stand at one place: whoever asks for it must ask where one of them is.
-            known = self._homes.get(key)
-            if known not in devices:
-                self._homes[key] = devices[0]
-                if known is not None:  # what was prepared asks there
-                    self._cache.clear()
-
-    def _keys_of(self, key: str) -> list[str]:
-        """The state keys under which the variable of `key` lies: its own, or those of its pieces."""
-        if key not in self._splits:
-            return [key]
-        name, generation = key.rsplit(":", 1)
-        return [f"{piece_name(name, n)}:{generation}" for n in range(len(self._splits[key]))]
-
-    def _whole_name(self, key: str) -> str:
-        """The name of the variable whose state, or a piece of it, has this key."""
-        name = key.rsplit(":", 1)[0]
-        return self._wholes.get(name, name)
+        if self._held.settle(prepared.graph, prepared.placement):
+            self._cache.clear()  # what was prepared asks where it was
 
     def _adopt(self, prepared: Prepared) -> None:
         """Puts variables that a strategy wants in pieces into pieces: a value moves, and is not made anew."""
-        new = {key: sizes for key, sizes in prepared.splits.items() if key not in self._splits}
+        new = {key: sizes for key, sizes in prepared.splits.items() if key not in self._held.splits}
         if not new:
             return
-        names = [key.rsplit(":", 1)[0] for key in new if key in self._initialised]
+        names = [key.rsplit(":", 1)[0] for key in new if key in self._held.initialised]
         values: dict[str, HostArray] = {}
         if names:
             reads = [self.graph.node(f"{name}/read").outputs[0] for name in names]
@@ -365,35 +332,17 @@ class Session:
             self._initialise(plan)
             values = dict(zip(names, self.look(plan), strict=True))
         self.drop_state(list(new))
-        for key, sizes in new.items():
-            name = key.rsplit(":", 1)[0]
-            self._splits[key] = sizes
-            self._wholes.update((piece_name(name, n), name) for n in range(len(sizes)))
+        self._held.split(new)
         self._cache.clear()  # what was prepared looks for them in one piece
         self._settle(prepared)
         if values:
             self.assign(values)
 
-    def _mourn(self, prepared: Prepared) -> None:
-        """Says once that values are gone. Trained weights must not turn into initial values without a word."""
-        gone = {key: self._lost[key].home.task_name for key in prepared.state if key in self._lost}
-        gone = {key: worker for key, worker in gone.items() if not self._lost[key].told}
-        if gone:
-            self._lost.update({key: replace(self._lost[key], told=True) for key in gone})
-            names = ", ".join(sorted(key.rsplit(":", 1)[0] for key in gone)[:5])
-            more = ", …" if len(gone) > 5 else ""
-            workers = ", ".join(sorted(set(gone.values())))
-            raise WorkerLost(
-                f"the values of {len(gone)} variables ({names}{more}) were lost with {workers}; "
-                "run again to start them anew",
-                worker=workers,
-            )
-
     def _run_initialisers(self, keys: Sequence[str], prepared: Prepared) -> None:
         circle = [k for k in keys if k in self._initialising]
         if circle:
             raise GraphError(f"the initial value of {circle[0].rsplit(':', 1)[0]!r} depends on itself")
-        names = dict.fromkeys(self._whole_name(k) for k in keys)
+        names = dict.fromkeys(self._held.whole_name(k) for k in keys)
         nodes = [self._initializer(name) for name in names]
         self._initialising += keys
         try:
@@ -403,9 +352,7 @@ class Session:
             self._execute(plan, {}, number=0)
         finally:
             del self._initialising[-len(keys) :]
-        self._initialised.update(keys)
-        for key in keys:
-            self._lost.pop(key, None)
+        self._held.has(keys)
 
     def _initializer(self, name: str) -> Node:
         found = self.graph.find(f"{name}/initialize")
@@ -430,15 +377,8 @@ class Session:
         self._driver.transports = self._transports
         now = {task: t.life for task, t in self._transports.items()}
         gone = {task for task, life in self._lives.items() if now.get(task) != life}
-        lost = {key for key, home in self._homes.items() if home.task_name in gone}
-        for key in lost:
-            home = self._homes.pop(key)
-            if key in self._initialised:
-                self._lost[key] = _Lost(home, self._lives[home.task_name])
-        self._initialised -= lost
-        back = {key for key, was in self._lost.items() if now.get(was.home.task_name) == was.life}
-        self._homes.update({key: self._lost.pop(key).home for key in back})
-        self._initialised |= back
+        self._held.lose(gone, self._lives)
+        self._held.find_again(now)
         self._registered = {(task, b) for task, b in self._registered if task not in gone and task in now}
         self._lives = now
         self._cache.clear()
@@ -448,7 +388,7 @@ class Session:
     def initialised(self) -> tuple[str, ...]:
         """Names of the variables that have a value."""
         with self._lock:
-            return tuple(sorted({self._whole_name(key) for key in self._initialised}))
+            return self._held.names
 
     @property
     def transports(self) -> Mapping[str, Transport]:
@@ -460,11 +400,7 @@ class Session:
     def drop_state(self, keys: Sequence[str]) -> None:
         """Frees state that no op can reach any more (see `owner.Change.dropped_state`)."""
         with self._lock:
-            keys = [part for key in keys for part in self._keys_of(key)]
-            known = [k for k in keys if k in self._homes]
-            for key in known:
-                del self._homes[key]
-            self._initialised -= set(known)
+            keys = self._held.drop(keys)
             transports = list(self._transports.values())
         for transport in transports:
             try:
@@ -493,13 +429,3 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """A value that went with the worker at `home`; should that come back with the same `life`, it is still there.
-    `told`: the user knows."""
-
-    home: DeviceSpec
-    life: str
-    told: bool = False

@@ -9,22 +9,21 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from nbflow import wire
-from nbflow.device import parse_device
 from nbflow.errors import NbflowError, Rejected, WorkerLost
 from nbflow.events import Emitter, Listener, WorkerState
 from nbflow.runs import RunRecord, merge
-from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, RunEntry, Transport, WorkerInfo
+from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, RunEntry, Transport
 from nbflow_workers import links, security
 from nbflow_workers import spec as spec_file
 from nbflow_workers.attach import ask_all, beside, may_be_there
-from nbflow_workers.client import NOTEBOOK, GrpcTransport, Link
-from nbflow_workers.launchers.base import Ask, Handle, Launcher, Progress
+from nbflow_workers.client import NOTEBOOK, GrpcTransport
+from nbflow_workers.known import Worker, WorkerRecord, order
+from nbflow_workers.launchers.base import Ask, Launcher, Progress
 from nbflow_workers.launchers.local import LocalLauncher
 from nbflow_workers.membership import Change, Membership
 from nbflow_workers.proto import worker_pb2 as pb
@@ -43,84 +42,18 @@ STOP_TIMEOUT_S = 5.0
 _numbers = itertools.count(1)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
-    """One worker, as `Cluster.workers()` shows it. `pid` is None where unknown; times in seconds, sizes in bytes."""
-
-    job: str
-    task: int
-    address: str
-    pid: int | None
-    state: str
-    incarnation: str
-    versions: Mapping[str, str]
-    rtt_ms: float = 0.0
-    memory_bytes: int = 0
-    cpu_percent: float = 0.0
-    running_steps: int = 0
-    steps_done: int = 0
-
-    @property
-    def task_name(self) -> str:
-        return f"/job:{self.job}/task:{self.task}"
-
-
-@dataclass(slots=True)
-class _Worker:
-    """A worker, the way to it, and, if we started it, the handle to end it."""
-
-    link: Link
-    info: WorkerInfo
-    data: pb.DataEndpoint
-    handle: Handle | None = None
-    rtt_ms: float = 0.0
-    last: pb.DescribeReply = field(default_factory=pb.DescribeReply)
-
-    @classmethod
-    def from_reply(cls, link: Link, reply: pb.DescribeReply, handle: Handle | None = None) -> _Worker:
-        # Only we know by which name this worker's host is reached.
-        at, _ = security.split_address(link.address)
-        name = reply.data.host_id or at
-        infos = tuple(
-            DeviceInfo(
-                *(parse_device(d.device), d.description, d.memory_bytes, d.flops),
-                *((name, d.cores, d.threads) if d.cores else ()),
-            )
-            for d in reply.devices
-        )
-        info = WorkerInfo(
-            reply.job,
-            reply.task,
-            link.address,
-            reply.incarnation,
-            reply.pid or None,
-            infos,
-            dict(reply.versions),
-            reply.allow_python,
-        )
-        link.name = f"{info.task_name} ({link.address})"
-        address = reply.data.address.replace("*", f"[{at}]" if ":" in at else at)
-        data = pb.DataEndpoint(address=address, public_key=reply.data.public_key, host_id=reply.data.host_id)
-        return cls(link, info, data, handle, last=reply)
-
-
-def _order(worker: _Worker) -> tuple[bool, str, int]:
-    # Parameter servers last: a graph without a device then starts on a worker.
-    return (worker.info.job != "worker", worker.info.job, worker.info.task)
-
-
 class Cluster:
     """Workers that a Session can use; implements `nbflow.transport.Cluster`. Closing ends those started here."""
 
     def __init__(
-        self, workers: Sequence[_Worker], token: Token, *, name: str, ca: bytes = b"", launcher: Launcher | None = None
+        self, workers: Sequence[Worker], token: Token, *, name: str, ca: bytes = b"", launcher: Launcher | None = None
     ) -> None:
         self.name = name
         self._token = token
         self._ca = ca
         self._launcher = launcher
         self._lock = threading.RLock()
-        self._workers: dict[str, _Worker] = {w.info.task_name: w for w in sorted(workers, key=_order)}
+        self._workers: dict[str, Worker] = {w.info.task_name: w for w in sorted(workers, key=order)}
         self._sessions: dict[str, bytes] = {}
         self._transports: dict[tuple[str, str], GrpcTransport] = {}
         self._membership = Membership()
@@ -194,7 +127,7 @@ class Cluster:
             ],
         )
 
-        def open_on(worker: _Worker) -> tuple[str, GrpcTransport]:
+        def open_on(worker: Worker) -> tuple[str, GrpcTransport]:
             asked = pb.OpenSessionRequest()
             asked.CopyFrom(request)
             asked.incarnation = worker.info.incarnation
@@ -212,7 +145,7 @@ class Cluster:
                 w.info.task_name: self._transport(w, session, owns=session in self._sessions) for w in self._alive()
             }
 
-    def _transport(self, worker: _Worker, session: str, life: str | None = None, *, owns: bool = True) -> GrpcTransport:
+    def _transport(self, worker: Worker, session: str, life: str | None = None, *, owns: bool = True) -> GrpcTransport:
         key = (session, worker.info.task_name)
         with self._lock:
             found = self._transports.get(key)
@@ -255,24 +188,7 @@ class Cluster:
     def workers(self) -> list[WorkerRecord]:
         """All workers, lost ones included."""
         with self._lock:
-            return [self._record(w) for w in self._workers.values()]
-
-    def _record(self, worker: _Worker) -> WorkerRecord:
-        info, last = worker.info, worker.last
-        return WorkerRecord(
-            info.job,
-            info.task,
-            info.address,
-            info.pid,
-            self._membership.state(info.task_name),
-            info.incarnation,
-            info.versions,
-            round(worker.rtt_ms, 3),
-            last.memory_bytes,
-            last.cpu_percent,
-            last.running_steps,
-            last.steps_done,
-        )
+            return [w.record(self._membership.state(t)) for t, w in self._workers.items()]
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener` with a WorkerState whenever a worker's state changes; returns what ends it."""
@@ -308,7 +224,7 @@ class Cluster:
                     self._workers[task] = worker
                     self._note(self._membership.join(task, worker.info.incarnation, now))
                     self._note(self._membership.answered(task, worker.info.incarnation, now))
-                self._workers = {w.info.task_name: w for w in sorted(self._workers.values(), key=_order)}
+                self._workers = {w.info.task_name: w for w in sorted(self._workers.values(), key=order)}
                 self._generation += 1
         return self.workers()
 
@@ -346,7 +262,7 @@ class Cluster:
         if self._closed:
             raise Rejected(f"cluster {self.name} is closed; start or attach another")
 
-    def _alive(self) -> list[_Worker]:
+    def _alive(self) -> list[Worker]:
         return [self._workers[t] for t in self._membership.alive(self._workers)]
 
     def _remove(self, tasks: Sequence[str]) -> None:
@@ -395,7 +311,7 @@ class Cluster:
                 # A heartbeat that failed must not be the last one.
                 log.exception("a heartbeat failed")
 
-    def _broke(self, worker: _Worker) -> None:
+    def _broke(self, worker: Worker) -> None:
         """A connection broke: finds out at once whether the worker is gone, so that whoever sees the error, and runs
         again, finds a cluster without it; or one that connects anew, to a worker that was only cut off."""
         if self._stop.is_set():
@@ -444,7 +360,7 @@ class Cluster:
                 self._membership.excuse(now - start - HEARTBEAT_TIMEOUT_S)
             self._note(self._membership.tick(now))
 
-    def _ask(self, worker: _Worker) -> bool | None:
+    def _ask(self, worker: Worker) -> bool | None:
         """Whether the worker runs steps; None when it does not answer."""
         start = time.monotonic()
         try:
@@ -456,15 +372,15 @@ class Cluster:
         self._heard(worker, reply)
         return bool(reply.running_steps > 0)
 
-    def _heard(self, worker: _Worker, reply: pb.DescribeReply) -> None:
+    def _heard(self, worker: Worker, reply: pb.DescribeReply) -> None:
         """What a worker says of itself; it may be another process than before."""
         with self._lock:
             worker.last = reply
             if reply.incarnation != worker.info.incarnation:
-                fresh = _Worker.from_reply(worker.link, reply, worker.handle)
+                fresh = Worker.from_reply(worker.link, reply, worker.handle)
                 worker.info, worker.data = fresh.info, fresh.data
 
-    def _note(self, changes: Sequence[Change], worker: _Worker | None = None) -> None:
+    def _note(self, changes: Sequence[Change], worker: Worker | None = None) -> None:
         for change in changes:
             who = worker or self._workers.get(change.worker)
             address = who.link.address if who is not None else ""
@@ -475,7 +391,7 @@ class Cluster:
             self._events.emit(WorkerState(change.worker, change.new, address, time.time(), change.detail))
 
 
-def _runs_of(worker: _Worker) -> list[RunEntry]:
+def _runs_of(worker: Worker) -> list[RunEntry]:
     try:
         return worker.link.runs(timeout_s=HEARTBEAT_TIMEOUT_S)
     except NbflowError as error:
@@ -530,11 +446,11 @@ def local(
 
 def _start(
     launcher: Launcher, asks: Sequence[Ask], token: Token, *, timeout_s: float, progress: Progress | None
-) -> list[_Worker]:
+) -> list[Worker]:
     handles = launcher.start(asks, token, timeout_s=timeout_s, progress=progress)
     try:
         found = ask_all([h.address for h in handles], token, b"", timeout_s=10.0)
-        return [_Worker.from_reply(f.link, f.reply, h) for f, h in zip(found, handles, strict=True)]
+        return [Worker.from_reply(f.link, f.reply, h) for f, h in zip(found, handles, strict=True)]
     except BaseException:
         for handle in handles:
             handle.stop(STOP_TIMEOUT_S)
@@ -567,7 +483,7 @@ def attach(
     if secret is None:
         raise Rejected(f"attaching needs the workers' token: token=…, spec=FILE, or set {security.TOKEN_VARIABLE}")
     found = ask_all(wanted, secret, trusted, timeout_s=timeout_s)
-    workers = [_Worker.from_reply(f.link, f.reply) for f in found]
+    workers = [Worker.from_reply(f.link, f.reply) for f in found]
     title = name or (saved.name if saved is not None else f"attached-{next(_numbers)}")
     return Cluster(workers, secret, name=title, ca=trusted)
 

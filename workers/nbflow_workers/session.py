@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -53,6 +52,8 @@ class StepExecutor(Inbox, Protocol):
     def listen(self, listener: Listener) -> Callable[[], None]: ...
     def read_run(self, run: str, after: int = 0, *, timeout_s: float = 10.0) -> RunPage: ...
     @property
+    def life(self) -> str: ...
+    @property
     def looping(self) -> bool: ...
     @property
     def runs(self) -> RunBook: ...
@@ -83,7 +84,6 @@ class Session:
     def __init__(self, session_id: str, secret: bytes, connect: Callable[[str], GrpcTransport]) -> None:
         self.id = session_id
         self.secret = secret
-        self.life = uuid.uuid4().hex
         self.executor: StepExecutor
         self.streams: list[Stream] = []
         self.last_used_s = time.monotonic()
@@ -92,6 +92,11 @@ class Session:
         self._peers: dict[str, GrpcTransport] = {}
         self._lock = threading.Lock()
         self._closed = False
+
+    @property
+    def life(self) -> str:
+        """New whenever what the session held here is gone (`Transport.life`)."""
+        return self.executor.life
 
     def wanted_blobs(self) -> set[str]:
         """Digests of the constants that the session's bundles need."""
