@@ -129,6 +129,11 @@ def get(name: str) -> OpDef:
         raise GraphError(f"no op is called {name!r}; importing nbflow.ops registers the built-in ones") from None
 
 
+def is_registered(name: str) -> bool:
+    """Whether there is an op of this name."""
+    return name in _REGISTRY
+
+
 def registered() -> tuple[str, ...]:
     """All op names, sorted."""
     return tuple(sorted(_REGISTRY))

@@ -274,7 +274,11 @@ def _check_plan(plan: Plan, knows: Callable[[str], bool] | None) -> None:
         if not -1 <= item.buffer < len(plan.buffers):
             raise Rejected(f"instruction {item.node!r} of a plan names buffer {item.buffer} of {len(plan.buffers)}")
         if knows is not None and item.op not in PLAN_OPS and not knows(item.op):
-            raise Rejected(f"the plan uses op {item.op!r} ({item.node!r}), which this worker does not have")
+            raise Rejected(
+                f"the plan uses op {item.op!r} ({item.node!r}), which this worker does not have; "
+                "install the same nbflow on both sides",
+                where=item.where,
+            )
         if item.op in PLAN_OPS and not _is_transfer(item):
             raise Rejected(f"instruction {item.node!r} moves a tensor, but does not say which, and where to or from")
         if bool(item.bodies) != (item.op in BODY_OPS) or (item.bodies and not _is_control(item)):

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from nbflow import wire
-from nbflow.errors import NbflowError, Rejected, WorkerLost
+from nbflow.errors import NbflowError, Rejected, WorkerError, WorkerLost
 from nbflow.events import Emitter, Listener, RunState, WorkerState
 from nbflow.plan import Bundle
 from nbflow.proto import wire_pb2
@@ -423,8 +423,15 @@ class _StepPipe:
                 details = error.details() if isinstance(error, grpc.Call) else str(error)
                 reason = WorkerLost(self._text(f"was lost ({details})"), worker=self._task)
         except NbflowError as error:
-            reason = error
+            reason = self._refused(error)
+        except Exception as error:
+            # Whatever it is, nothing more is read: those who wait must not do so for ever.
+            log.exception("what %s sent cannot be taken", self._task)
+            reason = self._refused(WorkerError(repr(error)))
         self._end(reason)
+
+    def _refused(self, error: NbflowError) -> NbflowError:
+        return Rejected(f"{self._task} sent what cannot be taken: {error.message}", worker=self._task)
 
     def _text(self, what: str) -> str:
         with self._lock:
@@ -454,7 +461,7 @@ class _StepPipe:
                 result = wire.decode_result(message.done, self._get)
             except NbflowError as error:
                 if future is not None:
-                    future.set_exception(error)
+                    future.set_exception(self._refused(error))
                 return
             if future is not None:
                 future.set_result(result)
@@ -467,6 +474,8 @@ class _StepPipe:
                 waiting = self._cancels.pop(message.cancelled.step_id, [])
             for acknowledgement in waiting:
                 acknowledgement.set_result(None)
+        else:
+            raise Rejected("a frame that says nothing")
 
     def _take(self, step_id: str) -> Future[StepResult] | None:
         with self._lock:

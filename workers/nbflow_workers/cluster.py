@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nbflow import wire
-from nbflow.errors import NbflowError, Rejected, WorkerLost
+from nbflow.errors import NbflowError, Rejected, Unauthenticated, VersionMismatch, WorkerLost
 from nbflow.events import Emitter, Listener, WorkerState
 from nbflow.runs import RunRecord, merge
 from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, RunEntry, Transport
@@ -57,6 +57,7 @@ class Cluster:
         self._sessions: dict[str, bytes] = {}
         self._transports: dict[tuple[str, str], GrpcTransport] = {}
         self._membership = Membership()
+        self._why: dict[str, str] = {}  # task -> how it came to the state it is in, of those that are lost
         self._events = Emitter()
         self._generation = 0
         self._measuring = threading.RLock()
@@ -109,7 +110,8 @@ class Cluster:
             self._check_open()
             workers = self._alive()
             if not workers:
-                raise WorkerLost(f"cluster {self.name} has no worker left; start or attach some")
+                lost = "".join(f"\n  {t} is {self._membership.state(t)}: {w}" for t, w in self._why.items())
+                raise WorkerLost(f"cluster {self.name} has no worker left; start or attach some{lost}")
             secret = self._sessions.setdefault(session, secrets.token_bytes(32))
             # Sessions that were closed leave nothing here but their secret.
             broken = [t for t in self._transports.values() if not t.usable]
@@ -367,6 +369,10 @@ class Cluster:
             reply = worker.link.describe(timeout_s=HEARTBEAT_TIMEOUT_S)
         except NbflowError as error:
             log.debug("no answer from %s: %s", worker.info.task_name, error)
+            if isinstance(error, VersionMismatch | Unauthenticated):
+                # Another one than was attached to answers there: that says more than silence.
+                with self._lock:
+                    self._why[worker.info.task_name] = error.message
             return None
         worker.rtt_ms = (time.monotonic() - start) * 1000
         self._heard(worker, reply)
@@ -386,7 +392,9 @@ class Cluster:
             address = who.link.address if who is not None else ""
             if "lost" in (change.old, change.new):
                 self._generation += 1
+            self._why.pop(change.worker, None)
             if change.new == "lost":
+                self._why[change.worker] = change.detail
                 log.warning("%s (%s) is lost: %s", change.worker, address, change.detail)
             self._events.emit(WorkerState(change.worker, change.new, address, time.time(), change.detail))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,12 +61,28 @@ class Outgoing:
         yield bytes([_MESSAGE]) + message.SerializeToString()
 
 
+@dataclass(slots=True)
+class _Run:
+    """A tensor whose bytes are coming. `buffer`: None when there was no memory for them, and they are let go."""
+
+    size: int
+    buffer: HostArray | None
+    filled: int = 0
+
+
+def _room(nbytes: int) -> HostArray | None:
+    try:
+        return np.empty(nbytes, np.uint8)
+    except MemoryError:
+        return None
+
+
 class Incoming:
     """Joins chunks, and parses messages of `message_type`. One per stream and direction."""
 
     def __init__(self, message_type: Any) -> None:
         self._type = message_type
-        self._runs: dict[int, tuple[HostArray, int]] = {}
+        self._runs: dict[int, _Run] = {}
 
     def feed(self, frame: bytes) -> Any | None:
         """The message in `frame`, or None for a chunk. Raises Rejected for anything malformed."""
@@ -77,10 +94,10 @@ class Incoming:
                 raise Rejected(f"a damaged message was sent: {error}") from None
         if kind == _FIRST and len(frame) >= _FIRST_HEAD.size:
             _, run, total = _FIRST_HEAD.unpack_from(frame)
-            held = sum(b.nbytes for b, _ in self._runs.values())
+            held = sum(r.size for r in self._runs.values())
             if run in self._runs or held + total > MAX_RUN_BYTES:
                 raise Rejected(f"a tensor of {total} bytes was announced; {MAX_RUN_BYTES} bytes is the limit")
-            self._runs[run] = (np.empty(total, np.uint8), 0)
+            self._runs[run] = _Run(total, _room(total))
             self._append(run, frame, _FIRST_HEAD.size)
         elif kind == _NEXT and len(frame) >= _NEXT_HEAD.size:
             self._append(_NEXT_HEAD.unpack_from(frame)[1], frame, _NEXT_HEAD.size)
@@ -91,22 +108,24 @@ class Incoming:
     def _append(self, run: int, frame: bytes, start: int) -> None:
         if run not in self._runs:
             raise Rejected(f"a chunk of tensor {run} came before its first")
-        buffer, filled = self._runs[run]
-        end = filled + len(frame) - start
-        if end > len(buffer):
-            raise Rejected(f"{end} bytes were sent for a tensor of {len(buffer)}")
-        buffer[filled:end] = np.frombuffer(frame, np.uint8, offset=start)
-        self._runs[run] = (buffer, end)
+        found = self._runs[run]
+        filled = found.filled + len(frame) - start
+        if filled > found.size:
+            raise Rejected(f"{filled} bytes were sent for a tensor of {found.size}")
+        if found.buffer is not None:
+            found.buffer[found.filled : filled] = np.frombuffer(frame, np.uint8, offset=start)
+        found.filled = filled
 
     def get(self, message: wire_pb2.Tensor) -> HostArray:
-        """The array that `message` refers to by its run; each can be taken once."""
+        """The array that `message` refers to by its run; each can be taken once. Raises Rejected."""
         run = message.chunks if message.WhichOneof("content") == "chunks" else 0
-        buffer, filled = self._runs.pop(run, (None, 0))
-        if buffer is None or filled != len(buffer):
-            raise Rejected(
-                f"a tensor was named whose {len(buffer) if buffer is not None else 0} bytes did not all come"
-            )
-        return codec.array_from(message, buffer.data)
+        found = self._runs.pop(run, None)
+        if found is None or found.filled != found.size:
+            size = 0 if found is None else found.size
+            raise Rejected(f"a tensor was named whose {size} bytes did not all come")
+        if found.buffer is None:
+            raise Rejected(f"there is no memory for a tensor of {found.size} bytes")
+        return codec.array_from(message, found.buffer.data)
 
     def end_message(self) -> None:
         """Forgets runs that the message just handled did not take, so that they cannot pile up."""

@@ -19,8 +19,10 @@ import numpy as np
 import psutil
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from nbflow import op as ops
 from nbflow import wire
-from nbflow.errors import NbflowError, Rejected, WorkerLost
+from nbflow.compile import PLAN_OPS
+from nbflow.errors import NbflowError, Rejected, VersionMismatch, WorkerLost
 from nbflow.transport import LoopAction, Moved, Outbox, Transport, WorkerInfo
 from nbflow_workers import rpc, security, status
 from nbflow_workers.client import HOST_KEY, GrpcTransport, Link
@@ -97,7 +99,7 @@ class Service:
     @_answers
     def describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
         info, endpoint = self._config.info, self._config.dataplane.endpoint
-        wire.check_version(request.wire_version, mine=self._config.wire_version, worker=info.task_name)
+        self._check_version(request.wire_version)
         return pb.DescribeReply(
             wire_version=self._config.wire_version,
             job=info.job,
@@ -126,6 +128,15 @@ class Service:
             steps_done=self._counters.done,
         )
 
+    def _check_version(self, version: int) -> None:
+        task, mine = self._config.info.task_name, self._config.wire_version
+        if version != mine:
+            raise VersionMismatch(
+                f"{task} speaks wire version {mine}, and was called in version {version}; "
+                "install the same nbflow on both sides",
+                worker=task,
+            )
+
     @_answers
     def shutdown(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
         self._config.stop.set()
@@ -136,7 +147,7 @@ class Service:
     @_answers
     def open_session(self, request: pb.OpenSessionRequest, context: grpc.ServicerContext) -> pb.OpenSessionReply:
         info = self._config.info
-        wire.check_version(request.wire_version, mine=self._config.wire_version, worker=info.task_name)
+        self._check_version(request.wire_version)
         if request.incarnation != info.incarnation:
             raise Rejected(
                 f"{info.task_name} was started again since it was asked who it is; attach to it anew",
@@ -270,7 +281,7 @@ class Service:
         missing = [digest for digest in wanted if self._blobs.find(digest) is None]
         if missing:
             return pb.RegisterReply(missing=missing)
-        bundle = wire.decode_bundle(envelope.bundle, wire.blob_reader(self._blobs.find))
+        bundle = wire.decode_bundle(envelope.bundle, wire.blob_reader(self._blobs.find), knows=_knows)
         session.executor.register(bundle)
         return pb.RegisterReply()
 
@@ -384,6 +395,10 @@ class Service:
             self._streams.release()
         if problem is not None:
             status.abort(context, problem)
+
+
+def _knows(op: str) -> bool:
+    return op in PLAN_OPS or ops.is_registered(op)
 
 
 _ACTIONS: dict[str, LoopAction] = {"stop": "stop", "pause": "pause", "resume": "resume", "cancel": "cancel"}

@@ -19,7 +19,7 @@ from nbflow import codec
 from nbflow.errors import NbflowError, Rejected, WorkerLost
 from nbflow.transport import HostArray, Inbox, Moved
 from nbflow_workers.dataplane.credit import Account, charge
-from nbflow_workers.dataplane.memory import Buffers, array_over
+from nbflow_workers.dataplane.memory import Buffers, Full, array_over
 from nbflow_workers.proto import worker_pb2 as pb
 
 log = logging.getLogger("nbflow.dataplane")
@@ -52,8 +52,8 @@ class _Transfer:
 class Arrivals:
     """One peer of one session. Everything is called from the thread that receives from it, but for `end` and `cut`.
 
-    `one_clock`: the peer's monotonic clock is ours, as on one host. `hear(source, message)`: what it says of tensors
-    that go the other way. `tell`: what it must be told.
+    `here`: this task. `one_clock`: the peer's monotonic clock is ours, as on one host. `hear(source, message)`: what it
+    says of tensors that go the other way. `tell`: what it must be told.
     """
 
     def __init__(
@@ -66,8 +66,10 @@ class Arrivals:
         tell: Hear,
         *,
         one_clock: bool,
+        here: str = "",
     ) -> None:
         self.source = source
+        self._here = here
         self.account = account
         self._inbox = inbox
         self._buffers = buffers
@@ -135,9 +137,13 @@ class Arrivals:
 
     def _refuse(self, item: pb.DataTensor, error: NbflowError) -> pb.DataKey:
         """Fails the step here; what to tell the peer."""
-        text = f"{self.source} sent {item.key[:200]!r} malformed: {error.message}"
-        log.warning("%s", text)
-        self._inbox().fail(item.step_id, Rejected(text, worker=self.source))
+        if isinstance(error, Full):
+            found = Rejected(f"{self._here} is full: {error.message}; {item.key[:200]!r} was lost", worker=self._here)
+        else:
+            text = f"{self.source} sent {item.key[:200]!r} malformed: {error.message}"
+            found = Rejected(text, worker=self.source)
+        log.warning("%s", found)
+        self._inbox().fail(item.step_id, found)
         return pb.DataKey(step_id=item.step_id, key=item.key, reason=error.message)
 
     # --- chunks ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,10 @@ LEAST_BYTES = 2**20
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
+class Full(Rejected):
+    """There is no memory for a tensor: not its sender's fault."""
+
+
 class Buffers:
     """A pool. `take` from any thread; `give` also from finalizers."""
 
@@ -33,7 +37,7 @@ class Buffers:
         self._returned: deque[Bytes] = deque()
 
     def take(self, nbytes: int) -> Bytes:
-        """At least `nbytes` bytes, with anything in them. Raises Rejected when there is no memory."""
+        """At least `nbytes` bytes, with anything in them. Raises Full."""
         if nbytes < LEAST_BYTES:
             return np.empty(nbytes, np.uint8)
         with self._lock:
@@ -49,7 +53,7 @@ class Buffers:
         try:
             return np.empty(size, np.uint8)
         except MemoryError:
-            raise Rejected(f"there is no memory for a tensor of {nbytes} bytes") from None
+            raise Full(f"there is no memory for a tensor of {nbytes} bytes") from None
 
     def give(self, buffer: Bytes) -> None:
         """Takes a buffer back. Safe in finalizers."""

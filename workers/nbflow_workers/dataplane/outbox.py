@@ -78,7 +78,7 @@ class PeerOutbox:
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self._session = session
-        self._task = task
+        self.task = task
         self._connect = connect
         self._reply = reply
         self._fail = fail
@@ -197,7 +197,7 @@ class PeerOutbox:
                 # Before the peer is told: credit that comes from now on is its answer, and it tells nothing more.
                 news = peer.window.news
                 stalled = pb.DataKey(step_id=step_id, key=key, nbytes=counted)
-                told = pb.DataMessage(session=self._session.id, source=self._task, stalled=[stalled])
+                told = pb.DataMessage(session=self._session.id, source=self.task, stalled=[stalled])
                 self._send(peer, told)
                 if self._has_credit(peer, ticket, counted, news):
                     return
@@ -259,7 +259,7 @@ class PeerOutbox:
     # --- messages -------------------------------------------------------------------------------------------------
 
     def _message(self, tensors: list[pb.DataTensor]) -> pb.DataMessage:
-        return pb.DataMessage(session=self._session.id, source=self._task, tensors=tensors)
+        return pb.DataMessage(session=self._session.id, source=self.task, tensors=tensors)
 
     def _flush(self, peer: _Peer) -> None:
         # Who comes while another one sends finds that its tensor went along with the next message.
@@ -275,7 +275,7 @@ class PeerOutbox:
             peer = None if self._closed else self._peers.get(task)
         if peer is None:
             return
-        message.session, message.source = self._session.id, self._task
+        message.session, message.source = self._session.id, self.task
         try:
             self._send(peer, message, patience_s=CONTROL_TIMEOUT_S)
         except WorkerLost as error:

@@ -213,6 +213,7 @@ class _Session:
                     self._hear,
                     self._tell,
                     one_clock=bool(host) and endpoint.host_id == host,
+                    here=self.outbox.task,
                 )
             return found
 

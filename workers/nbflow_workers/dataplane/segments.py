@@ -10,6 +10,7 @@ A segment cannot shrink (it is sealed), so a sender gone wrong cannot make a rec
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import mmap
@@ -23,7 +24,7 @@ import numpy as np
 
 from nbflow.errors import Rejected
 from nbflow.transport import HostArray
-from nbflow_workers.dataplane.memory import array_over
+from nbflow_workers.dataplane.memory import Full, array_over
 
 # The mark has a page of its own: it is the only thing that a receiver may write.
 HEADER_BYTES = mmap.PAGESIZE
@@ -156,50 +157,91 @@ def _create(number: int, capacity: int) -> Segment:
     return Segment(number, descriptor, mapped, capacity)
 
 
+@dataclass(slots=True)
+class _Shared:
+    """A segment that was handed over. `descriptor`: -1 once it is mapped."""
+
+    nbytes: int
+    descriptor: int
+    mark: mmap.mmap | None = None
+    data: mmap.mmap | None = None
+
+    def map(self) -> tuple[mmap.mmap, mmap.mmap]:
+        """The mark and the whole. Raises Full."""
+        if self.mark is None or self.data is None:
+            try:
+                self.mark = self.mark or mmap.mmap(self.descriptor, HEADER_BYTES)
+                self.data = mmap.mmap(self.descriptor, HEADER_BYTES + self.nbytes, prot=mmap.PROT_READ)
+            except OSError as error:
+                raise Full(f"there is no memory to map a segment of {self.nbytes} bytes: {error.strerror}") from None
+            self.close()
+        return self.mark, self.data
+
+    def close(self) -> None:
+        """Needs the descriptor no longer; mappings end with the last array on them."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
 class Reader:
     """The receiver's side of one pool. Used from one thread."""
 
     def __init__(self) -> None:
-        self._maps: dict[int, tuple[mmap.mmap, mmap.mmap]] = {}
+        self._segments: dict[int, _Shared] = {}
 
     def add(self, number: int, nbytes: int, descriptor: int) -> None:
-        """Maps a segment that was handed over, and closes `descriptor`. Raises Rejected."""
+        """Takes a segment that was handed over; owns `descriptor`. Raises Rejected for what is no segment."""
+        shared = _Shared(nbytes, descriptor)
         try:
-            if number in self._maps or len(self._maps) >= MAX_MAPPED:
+            if number in self._segments or len(self._segments) >= MAX_MAPPED:
                 raise Rejected(f"segment {number} was handed over twice, or is one of more than {MAX_MAPPED}")
             size = os.fstat(descriptor).st_size
             if nbytes <= 0 or size < HEADER_BYTES + nbytes:
                 raise Rejected(f"a segment of {nbytes} bytes was announced, it has {size - HEADER_BYTES}")
             if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
                 raise Rejected("a segment that can shrink was handed over")
-            mark = mmap.mmap(descriptor, HEADER_BYTES)
-            data = mmap.mmap(descriptor, HEADER_BYTES + nbytes, prot=mmap.PROT_READ)
         except OSError as error:
-            raise Rejected(f"what was handed over as a segment cannot be mapped: {error.strerror}") from None
-        finally:
-            os.close(descriptor)
-        self._maps[number] = (mark, data)
+            shared.close()
+            raise Rejected(f"what was handed over as a segment is none: {error.strerror}") from None
+        except Rejected:
+            shared.close()
+            raise
+        self._segments[number] = shared
+        # Now, so that no descriptor stays open. Without memory for it, the tensor in it is refused: it says whose step
+        # that concerns, and the connection goes on.
+        with contextlib.suppress(Full):
+            shared.map()
 
     def drop(self, number: int) -> None:
         """The sender gave a segment up. It is unmapped when no array is on it any more."""
-        self._maps.pop(number, None)
+        found = self._segments.pop(number, None)
+        if found is not None:
+            found.close()
 
     def get(
         self, number: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], nbytes: int, freed: Callable[[], None]
     ) -> HostArray:
         """The tensor in a segment, read-only. `freed()` is called when it is gone. Raises Rejected."""
-        found = self._maps.get(number)
+        found = self._segments.get(number)
         if found is None:
             raise Rejected(f"a tensor is said to be in segment {number}, which was not handed over")
-        mark, data = found
-        if nbytes > len(data) - HEADER_BYTES or nbytes == 0:
-            raise Rejected(f"a tensor of {nbytes} bytes does not lie in its segment of {len(data) - HEADER_BYTES}")
+        if nbytes > found.nbytes or nbytes == 0:
+            raise Rejected(f"a tensor of {nbytes} bytes does not lie in its segment of {found.nbytes}")
+        try:
+            mark, data = found.map()
+        except Full:
+            if found.mark is not None:  # the tensor is refused, and the next one may find memory
+                found.mark[0] = _FREE
+            raise
         if mark[0] != _FULL:
             raise Rejected(f"a tensor is said to be in segment {number}, which is free")
         return array_over(data, HEADER_BYTES, dtype, shape, _release, mark, freed)
 
     def close(self) -> None:
-        self._maps.clear()
+        segments, self._segments = self._segments, {}
+        for shared in segments.values():
+            shared.close()
 
 
 def _release(mark: mmap.mmap, freed: Callable[[], None]) -> None:

@@ -142,7 +142,10 @@ class Pool:
 def _create(prefix: str, capacity: int) -> _Segment | None:
     name = f"{prefix}-{secrets.token_hex(16)}"
     path = os.path.join(FOLDER, name)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None  # no descriptors, or the folder is gone or full
     try:
         # Reserves the pages: a full /dev/shm is an error here, and would be SIGBUS at the first write otherwise.
         os.posix_fallocate(descriptor, 0, HEADER_BYTES + capacity)
@@ -194,9 +197,13 @@ class Reader:
             value.flags.writeable = False
             return value
         source = np.frombuffer(mapped, dtype, nbytes // dtype.itemsize, segment.offset)
-        value = source.copy().reshape(shape)
-        del source
-        mapped[0] = _FREE
+        try:
+            value = source.copy().reshape(shape)
+        except MemoryError:
+            raise Rejected(f"there is no memory for a tensor of {nbytes} bytes") from None
+        finally:
+            del source
+            mapped[0] = _FREE
         return value
 
     def _map(self, name: str) -> mmap.mmap:
@@ -233,6 +240,8 @@ def _open(name: str) -> mmap.mmap:
         if found.st_uid != os.getuid() or not stat.S_ISREG(found.st_mode) or found.st_size <= HEADER_BYTES:
             raise Rejected("a shared segment that is not this user's was named")
         mapped = mmap.mmap(descriptor, found.st_size)
+    except OSError as error:
+        raise Rejected(f"there is no memory to map a segment of {found.st_size} bytes: {error.strerror}") from None
     finally:
         os.close(descriptor)
     _unlink(name)
