@@ -26,6 +26,9 @@ and cell it comes from.
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 
 class NbflowError(Exception):
     """Base of all errors raised by nbflow.
@@ -125,3 +128,25 @@ class DataError(NbflowError):
 
 class EndOfData(DataError):
     """An iterator has no more elements."""
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def let_go(error: BaseException) -> None:
+    """Empties the frames of this package that `error` came through, and that have ended. They hold the tensors of a
+    step, in a cycle that the garbage collector may find much later. Frames of other code stay, for a debugger."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        found = todo.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        todo += [found.__cause__, found.__context__]
+        trace = found.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename.startswith(_HERE):
+                with contextlib.suppress(RuntimeError):  # it still runs
+                    trace.tb_frame.clear()
+            trace = trace.tb_next

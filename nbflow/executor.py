@@ -21,7 +21,7 @@ from nbflow.backends.base import Backend
 from nbflow.backends.null import NullBackend
 from nbflow.backends.null.array import MARK, NullArray, describe, described
 from nbflow.backends.null.clock import Link
-from nbflow.errors import Cancelled, NbflowError, Rejected
+from nbflow.errors import Cancelled, NbflowError, Rejected, let_go
 from nbflow.events import Emitter, Event, Listener, Log, OpTimes
 from nbflow.loop import LoopControl, run_loop
 from nbflow.machines import Machine
@@ -286,15 +286,7 @@ class Executor:
                 if runs % LOOK_EVERY == LOOK_FIRST and not command.trace and not command.check_numerics:
                     token.times = []
         try:
-            if reason is not None:
-                raise Cancelled(reason, worker=self._info.task_name)
-            if programs is None:
-                raise Rejected(f"bundle {command.bundle} is not registered here", worker=self._info.task_name)
-            result = self._run_programs(programs, command, token)
-        except Exception as error:  # noqa: BLE001  # whatever a step raises belongs to whoever asked for it
-            outcome: StepResult | Exception = error
-        else:
-            outcome = result
+            outcome = self._outcome(programs, command, token, reason)
         finally:
             # Freed before the future fires, so that "the step is over" also means "nothing of it is left".
             self.rendezvous.end(command.step_id)
@@ -302,11 +294,24 @@ class Executor:
                 self._running.pop(command.step_id, None)
             ended.set_result(None)
         if isinstance(outcome, Exception):
+            let_go(outcome)
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
             if token.times:
                 self.events.emit(OpTimes(command.bundle, *map(tuple, zip(*token.times, strict=True))))
+
+    def _outcome(
+        self, programs: Sequence[Program] | None, command: StepCommand, token: StepToken, reason: str | None
+    ) -> StepResult | Exception:
+        try:
+            if reason is not None:
+                raise Cancelled(reason, worker=self._info.task_name)
+            if programs is None:
+                raise Rejected(f"bundle {command.bundle} is not registered here", worker=self._info.task_name)
+            return self._run_programs(programs, command, token)
+        except Exception as error:  # noqa: BLE001  # whatever a step raises belongs to whoever asked for it
+            return error
 
     def _run_programs(self, programs: Sequence[Program], command: StepCommand, token: StepToken) -> StepResult:
         fetches: dict[str, HostArray] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import threading
 import time
@@ -120,7 +121,7 @@ class PeerOutbox:
         if peer is None:
             raise WorkerLost(f"{task} is not part of session {self._session.id}", worker=task)
         if aborted is not None:
-            raise aborted
+            raise copy.copy(aborted)
         value = np.asarray(value)
         dtype, counted = codec.encode_dtype(value.dtype), charge(value.nbytes)
         with peer.changed:
@@ -164,7 +165,8 @@ class PeerOutbox:
 
     def abort(self, step_id: str, error: BaseException) -> None:
         with self._lock:
-            _remember(self._aborted, step_id, error)
+            # A copy: an error that is raised gets a traceback, whose frames keep the tensors of the step.
+            _remember(self._aborted, step_id, copy.copy(error))
             peers = list(self._peers.values())
         for peer in peers:
             with peer.changed:
@@ -214,7 +216,7 @@ class PeerOutbox:
             while True:
                 error = self._aborted.get(ticket[0])
                 if error is not None:
-                    raise error
+                    raise copy.copy(error)
                 if peer.gone:
                     raise WorkerLost(f"{peer.task} left the session while a tensor waited for it", worker=peer.task)
                 if peer.window.take(counted, granted=peer.blocked.get(ticket, False)):
