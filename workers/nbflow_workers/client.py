@@ -32,6 +32,8 @@ HOST_KEY = "nbflow-host"
 NOTEBOOK = "client"
 CLOSE_TIMEOUT_S = 10.0
 LISTEN_TIMEOUT_S = 10.0
+# `on_lost` asks the worker once more, and takes at most about half of this.
+LOST_WAIT_S = 5.0
 _HOST_ID = host_id() if shm.available() else ""
 _PREFIX = shm.new_prefix()
 
@@ -134,6 +136,7 @@ class GrpcTransport:
         self._steps = _StepPipe(link, metadata, info.task_name, worker_host, self._broke)
         self._closed = False
         self._lost = False
+        self._lost_told = threading.Event()
 
     def __repr__(self) -> str:
         return f"<GrpcTransport to {self._info.task_name} at {self._link.address}>"
@@ -241,12 +244,17 @@ class GrpcTransport:
 
     def _broke(self) -> None:
         """A stream broke: the other one ends too, so that who listens knows, and a new connection takes the place of
-        both."""
+        both. Returns when `on_lost` has, whichever stream it was called for."""
         with self._lock:
             first, self._lost = not self._lost, True
             events = self._events_call
         if first:
-            self._on_lost()
+            try:
+                self._on_lost()
+            finally:
+                self._lost_told.set()
+        else:
+            self._lost_told.wait(LOST_WAIT_S)
         if events is not None:
             events.cancel()
 
