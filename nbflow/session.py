@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from nbflow.cost import CostModel
 from nbflow.driver import Acknowledgement, Driver
-from nbflow.errors import GraphError, NbflowError
+from nbflow.errors import GraphError, NbflowError, WorkerLost
 from nbflow.events import Emitter, Event
 from nbflow.explain import PlacementTable, placement_table
 from nbflow.feeds import feeds_of
@@ -68,6 +69,7 @@ class Session:
         self.last_acknowledgements: tuple[Acknowledgement, ...] = ()  # of the last cancelled step
         self._lock = threading.RLock()
         self._cluster_id = ""
+        self._missed: WorkerLost | None = None
         self._transports: Mapping[str, Transport] = {}
         self._removers: list[Callable[[], None]] = []
         self._driver = Driver({}, f"run-{self.id[:8]}")
@@ -217,19 +219,28 @@ class Session:
         """
         with self._lock:
             self._check_leaves([*leaves, *feeds])
-            self._refresh()
-            key = self._key(leaves, feeds, role)
-            found = self._cache.get(key)
-            if found is None:
-                found = prepare(self.graph, leaves, feeds, self._setting(), session=self.id, role=role)
-                self._adopt(found)
-                self._cache[key] = found
-                while len(self._cache) > CACHED:
-                    self._cache.popitem(last=False)
-            else:
-                self._cache.move_to_end(key)
-            self._initialise(found)
-            return found
+            try:
+                return self._prepared(leaves, feeds, role)
+            except WorkerLost as error:
+                # Found missing before a step had begun, and by now the cluster knows: it may do without.
+                if error is not self._missed or self.cluster.id == self._cluster_id:
+                    raise
+            return self._prepared(leaves, feeds, role)
+
+    def _prepared(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], role: Role) -> Prepared:
+        self._refresh()
+        key = self._key(leaves, feeds, role)
+        found = self._cache.get(key)
+        if found is None:
+            found = prepare(self.graph, leaves, feeds, self._setting(), session=self.id, role=role)
+            self._adopt(found)
+            self._cache[key] = found
+            while len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(key)
+        self._initialise(found)
+        return found
 
     def _key(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], role: Role) -> Any:
         fetched = tuple((id(leaf), -1) if isinstance(leaf, Node) else (id(leaf.node), leaf.index) for leaf in leaves)
@@ -283,13 +294,23 @@ class Session:
     def _register(self, prepared: Prepared) -> None:
         for task, bundle in prepared.bundles.items():
             if (task, bundle.id) not in self._registered:
-                self._transports[task].register(bundle)
+                with self._missing():
+                    self._transports[task].register(bundle)
                 self._registered.add((task, bundle.id))
                 # A finaliser may run in any thread, at any time: it only takes note.
                 weakref.finalize(prepared, self._garbage.put, (task, bundle.id)).atexit = False
         self.costs.watch(prepared, self.cluster.devices())
         # Last: what the new plans share with forgotten ones, such as a dataset's arrays, is not sent anew.
         self._sweep()
+
+    @contextlib.contextmanager
+    def _missing(self) -> Iterator[None]:
+        """Around asking workers for something, other than a step: notes that one was not there."""
+        try:
+            yield
+        except WorkerLost as error:
+            self._missed = error
+            raise
 
     def _sweep(self) -> None:
         """Frees the bundles of runs that were forgotten, on their workers."""
@@ -372,7 +393,8 @@ class Session:
             return
         for remove in self._removers:
             remove()
-        self._transports = self.cluster.connect(self.id)
+        with self._missing():
+            self._transports = self.cluster.connect(self.id)
         self._removers = [t.listen(self.events.emit) for t in self._transports.values()]
         self._driver.transports = self._transports
         now = {task: t.life for task, t in self._transports.items()}

@@ -238,9 +238,14 @@ class GrpcTransport:
 
     def _call(self, method: str, request: Any, *, timeout_s: float, doing: str) -> Any:
         incarnation = self._info.incarnation
-        return self._link.call(
-            method, request, timeout_s=timeout_s, doing=doing, session=self._session, incarnation=incarnation
-        )
+        try:
+            return self._link.call(
+                method, request, timeout_s=timeout_s, doing=doing, session=self._session, incarnation=incarnation
+            )
+        except WorkerLost:
+            if not self._closed:  # whoever sees this error, and runs again, finds a cluster that knows
+                self._on_lost()
+            raise
 
     def _broke(self) -> None:
         """A stream broke: the other one ends too, so that who listens knows, and a new connection takes the place of

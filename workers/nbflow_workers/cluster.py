@@ -133,7 +133,11 @@ class Cluster:
             asked = pb.OpenSessionRequest()
             asked.CopyFrom(request)
             asked.incarnation = worker.info.incarnation
-            reply = worker.link.call("OpenSession", asked, timeout_s=OPEN_TIMEOUT_S, doing="opening a session")
+            try:
+                reply = worker.link.call("OpenSession", asked, timeout_s=OPEN_TIMEOUT_S, doing="opening a session")
+            except WorkerLost:
+                self._broke(worker)
+                raise
             return worker.info.task_name, self._transport(worker, session, reply.life)
 
         with ThreadPoolExecutor(min(16, len(workers)), thread_name_prefix="nbflow-open") as pool:
