@@ -180,7 +180,8 @@ class Executor:
                 self._runs.pop(bundle, None)
 
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
-        transports = {task: self._peer(task) for task in loop.step}
+        tasks = {*loop.step, *(loop.evaluation.plan if loop.evaluation is not None else ())}
+        transports = {task: self._peer(task) for task in tasks}
         control = LoopControl()
         thread = threading.Thread(
             target=self._run_loop,

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from nbflow.driver import Driver, Pending
-from nbflow.errors import Cancelled, EndOfData, NbflowError
+from nbflow.errors import Cancelled, DataError, EndOfData, NbflowError
 from nbflow.events import Event, Metric, RunState
-from nbflow.transport import HostArray, Loop, LoopAction, Transport
+from nbflow.transport import Evaluation, HostArray, Loop, LoopAction, Transport
 
 log = logging.getLogger("nbflow.loop")
 
@@ -29,6 +29,7 @@ class LoopControl:
         self._wake = threading.Condition()
         self._stop = False
         self._paused = False
+        self._cancelled = False
         self.flying: deque[Pending] = deque()  # the loop's steps in flight
 
     def apply(self, action: LoopAction) -> None:
@@ -36,6 +37,7 @@ class LoopControl:
         acknowledgements."""
         with self._wake:
             self._stop = self._stop or action in ("stop", "cancel")
+            self._cancelled = self._cancelled or action == "cancel"
             if action in ("pause", "resume"):
                 self._paused = action == "pause"
             self._wake.notify_all()
@@ -46,6 +48,10 @@ class LoopControl:
     @property
     def stopped(self) -> bool:
         return self._stop
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
 
     @property
     def paused(self) -> bool:
@@ -73,6 +79,7 @@ class _Runner:
         self.flying = control.flying
         self.last_done = loop.first - 1
         self.not_finite = ""  # the first metric that was NaN or infinite, for people
+        self._due = 0  # the step in flight after which no other begins before it is evaluated; 0: none
         self._said = 0.0
 
     def run(self) -> None:
@@ -111,9 +118,11 @@ class _Runner:
                     self.control.wait_while_paused(STATE_EVERY_S)
                 self._say("running")
             halted = self.control.stopped or self.control.paused
-            if number <= last and not halted and len(self.flying) < AHEAD:
+            if number <= last and not halted and not self._due and len(self.flying) < AHEAD:
                 report = number % loop.every == 0 or number == last
                 self.flying.append(self.driver.start(loop.report if report else loop.step, number))
+                if loop.evaluation is not None and loop.evaluation.is_due(number):
+                    self._due = number
                 number += 1
                 continue
             if not self.flying:
@@ -123,6 +132,9 @@ class _Runner:
             pending = self.flying[0]  # stays there while it is waited for, so that "cancel" reaches it
             self._finish(pending, last)
             self.flying.popleft()
+            if loop.evaluation is not None and pending.number == self._due:
+                self._evaluate(loop.evaluation, pending.number)
+                self._due = 0
             if self.not_finite and loop.stop_on_nan:
                 self.control.apply("stop")
                 self._drain()
@@ -138,10 +150,34 @@ class _Runner:
 
     def _report(self, fetches: Mapping[str, HostArray], number: int, now: float) -> None:
         for metric in self.loop.metrics:
-            value = float(fetches[metric.fetch])
-            self.emit(Metric(self.loop.run, metric.name, number, value, now, self.loop.replica))
-            if not math.isfinite(value) and not self.not_finite:
-                self.not_finite = f"{metric.name} is {value} since step {number}"
+            self._tell(metric.name, number, float(fetches[metric.fetch]), now, self.loop.replica)
+
+    def _tell(self, name: str, number: int, value: float, now: float, replica: str) -> None:
+        self.emit(Metric(self.loop.run, name, number, value, now, replica))
+        if not math.isfinite(value) and not self.not_finite:
+            self.not_finite = f"{name} is {value} since step {number}"
+
+    def _evaluate(self, evaluation: Evaluation, number: int) -> None:
+        """Evaluates what step `number` left. A stop waits for it, "cancel" does not."""
+        sums = [0.0] * len(evaluation.metrics)
+        for batch in range(evaluation.batches):
+            if self.control.cancelled:
+                return
+            # A number of its own for each batch, so that random ops draw anew.
+            pending = self.driver.start(evaluation.plan, number * evaluation.batches + batch)
+            self.flying.append(pending)
+            try:
+                fetches, _ = pending.wait()
+            except EndOfData as error:
+                message = f"the evaluation after step {number}: the data ended at batch {batch + 1} of "
+                raise DataError(f"{message}{evaluation.batches}; let it .repeat()") from error
+            self.flying.popleft()
+            sums = [s + float(fetches[m.fetch]) for s, m in zip(sums, evaluation.metrics, strict=True)]
+            if time.monotonic() - self._said > STATE_EVERY_S:
+                self._say("running", f"evaluating: batch {batch + 1} of {evaluation.batches}")
+        now = time.time()
+        for total, metric in zip(sums, evaluation.metrics, strict=True):
+            self._tell(metric.name, number, total / evaluation.batches, now, "")
 
     def _drain(self) -> None:
         """Waits for the steps in flight; their errors follow from the one that is being reported."""

@@ -58,7 +58,7 @@ class Part:
 class About:
     """A run, for whoever finds it on a worker. `steps` are those of the whole run, `parts` all its loops.
 
-    `checkpoint`: the folder it saves to, if any.
+    `checkpoint`: the folder it saves to, if any. `evaluated`: the names of what is evaluated, beside `metrics`.
     """
 
     name: str
@@ -67,6 +67,7 @@ class About:
     parts: tuple[Part, ...]
     started_s: float
     checkpoint: str = ""
+    evaluated: tuple[str, ...] = ()
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -77,7 +78,8 @@ class About:
         try:
             found = json.loads(text)
             parts = tuple(Part(**{**part, "tasks": tuple(part["tasks"])}) for part in found.pop("parts"))
-            return cls(**{**found, "metrics": tuple(found["metrics"]), "parts": parts})
+            names = {key: tuple(found.get(key, ())) for key in ("metrics", "evaluated")}
+            return cls(**{**found, **names, "parts": parts})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise Rejected(f"a run is described in words that this version does not know: {error}") from None
 

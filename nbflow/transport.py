@@ -115,6 +115,24 @@ class MetricSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a loop evaluates between two of its steps, when none of them is in flight.
+
+    `plan` maps task names to bundle ids. It runs `batches` times after each step whose number is a multiple of `every`,
+    and after step `last`; the mean of each of `metrics` over the batches is told.
+    """
+
+    plan: Mapping[str, str]
+    metrics: tuple[MetricSource, ...]
+    every: int
+    batches: int
+    last: int
+
+    def is_due(self, number: int) -> bool:
+        return number % self.every == 0 or number == self.last
+
+
+@dataclass(frozen=True, slots=True)
 class Loop:
     """A training loop, sent to one worker (its leader), which drives all tasks that take part.
 
@@ -122,7 +140,7 @@ class Loop:
     when the step's number is a multiple of `every`. Steps `first` … `first + steps - 1` run in lane `id`.
     `replica` names the replica whose loop this is (empty for one loop over all replicas). `finish`, task -> bundle id,
     runs once when the loop has ended, however it did: it tells others not to wait for this one. `about` is kept by the
-    leader for clients that come back (`nbflow.runs.About`).
+    leader for clients that come back (`nbflow.runs.About`). `evaluation`: what it evaluates on the way.
     """
 
     id: str
@@ -137,6 +155,7 @@ class Loop:
     replica: str = ""
     finish: Mapping[str, str] = field(default_factory=dict)
     about: str = ""
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)

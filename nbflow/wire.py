@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -24,7 +24,7 @@ from nbflow.errors import NbflowError, PlacementError, Rejected, RunError, Versi
 from nbflow.events import EVENT_TYPES, Event
 from nbflow.plan import Bundle, Constant, Feed, Fetch, Instruction, Plan
 from nbflow.proto import wire_pb2 as pb
-from nbflow.transport import Loop, MetricSource, StepCommand, StepResult
+from nbflow.transport import Evaluation, Loop, MetricSource, StepCommand, StepResult
 
 WIRE_VERSION = 1
 _MAGIC = int.from_bytes(b"nbfl", "little")
@@ -396,7 +396,7 @@ def encode_loop(loop: Loop) -> pb.Loop:
         run=loop.run,
         step=dict(loop.step),
         report=dict(loop.report),
-        metrics=[pb.MetricSource(name=m.name, task=m.task, fetch=m.fetch) for m in loop.metrics],
+        metrics=_encode_metrics(loop.metrics),
         first=loop.first,
         steps=loop.steps,
         every=loop.every,
@@ -404,6 +404,7 @@ def encode_loop(loop: Loop) -> pb.Loop:
         replica=loop.replica,
         finish=dict(loop.finish),
         about=loop.about,
+        evaluation=None if loop.evaluation is None else _encode_evaluation(loop.evaluation),
     )
 
 
@@ -419,7 +420,7 @@ def decode_loop(message: pb.Loop) -> Loop:
         message.run,
         dict(sorted(message.step.items())),
         dict(sorted(message.report.items())),
-        tuple(MetricSource(m.name, m.task, m.fetch) for m in message.metrics),
+        _decode_metrics(message.metrics),
         message.first,
         message.steps,
         message.every,
@@ -427,7 +428,35 @@ def decode_loop(message: pb.Loop) -> Loop:
         message.replica,
         dict(sorted(message.finish.items())),
         message.about,
+        _decode_evaluation(message.evaluation) if message.HasField("evaluation") else None,
     )
+
+
+def _encode_evaluation(evaluation: Evaluation) -> pb.Evaluation:
+    return pb.Evaluation(
+        plan=dict(evaluation.plan),
+        metrics=_encode_metrics(evaluation.metrics),
+        every=evaluation.every,
+        batches=evaluation.batches,
+        last=evaluation.last,
+    )
+
+
+def _decode_evaluation(message: pb.Evaluation) -> Evaluation:
+    if not message.plan or message.every < 1 or message.batches < 1:
+        raise Rejected(
+            f"not an evaluation: {message.batches} batches over {len(message.plan)} tasks, every {message.every}"
+        )
+    plan = dict(sorted(message.plan.items()))
+    return Evaluation(plan, _decode_metrics(message.metrics), message.every, message.batches, message.last)
+
+
+def _encode_metrics(metrics: Sequence[MetricSource]) -> list[pb.MetricSource]:
+    return [pb.MetricSource(name=m.name, task=m.task, fetch=m.fetch) for m in metrics]
+
+
+def _decode_metrics(messages: Iterable[pb.MetricSource]) -> tuple[MetricSource, ...]:
+    return tuple(MetricSource(m.name, m.task, m.fetch) for m in messages)
 
 
 # --- events and errors ------------------------------------------------------------------------------------------------

@@ -281,8 +281,29 @@ class MetricSource(_message.Message):
     fetch: str
     def __init__(self, name: _Optional[str] = ..., task: _Optional[str] = ..., fetch: _Optional[str] = ...) -> None: ...
 
+class Evaluation(_message.Message):
+    __slots__ = ("plan", "metrics", "every", "batches", "last")
+    class PlanEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    plan: _containers.ScalarMap[str, str]
+    metrics: _containers.RepeatedCompositeFieldContainer[MetricSource]
+    every: int
+    batches: int
+    last: int
+    def __init__(self, plan: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., every: _Optional[int] = ..., batches: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+
 class Loop(_message.Message):
-    __slots__ = ("id", "run", "step", "report", "metrics", "first", "steps", "every", "stop_on_nan", "replica", "finish", "about")
+    __slots__ = ("id", "run", "step", "report", "metrics", "first", "steps", "every", "stop_on_nan", "replica", "finish", "about", "evaluation")
     class StepEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -316,6 +337,7 @@ class Loop(_message.Message):
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     ABOUT_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
     id: str
     run: str
     step: _containers.ScalarMap[str, str]
@@ -328,7 +350,8 @@ class Loop(_message.Message):
     replica: str
     finish: _containers.ScalarMap[str, str]
     about: str
-    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., step: _Optional[_Mapping[str, str]] = ..., report: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., first: _Optional[int] = ..., steps: _Optional[int] = ..., every: _Optional[int] = ..., stop_on_nan: _Optional[bool] = ..., replica: _Optional[str] = ..., finish: _Optional[_Mapping[str, str]] = ..., about: _Optional[str] = ...) -> None: ...
+    evaluation: Evaluation
+    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., step: _Optional[_Mapping[str, str]] = ..., report: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., first: _Optional[int] = ..., steps: _Optional[int] = ..., every: _Optional[int] = ..., stop_on_nan: _Optional[bool] = ..., replica: _Optional[str] = ..., finish: _Optional[_Mapping[str, str]] = ..., about: _Optional[str] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class StepStarted(_message.Message):
     __slots__ = ("step", "wall_s")

@@ -29,14 +29,23 @@ def attach(cluster: Cluster | None = None, run: str | None = None) -> Run:
     record = _find(chosen.runs(), run)
     about = record.about
     members = [_member(record.id, part) for part in about.parts]
-    made = Run(record.id, _Joined(chosen, record.session), members, about.metrics, adopted=True)
+    made = Run(
+        record.id, _Joined(chosen, record.session), members, about.metrics, evaluated=about.evaluated, adopted=True
+    )
     made.started_s = about.started_s
     made.take_up()
     threading.Thread(target=made.watch, name="nbflow-follow", daemon=True).start()
     return made
 
 
-def about_run(name: str, steps: int, metrics: Sequence[str], members: Sequence[Member], checkpoint: str) -> About:
+def about_run(
+    name: str,
+    steps: int,
+    metrics: Sequence[str],
+    members: Sequence[Member],
+    checkpoint: str,
+    evaluated: Sequence[str] = (),
+) -> About:
     """What `attach` needs to know of a run that is about to start at this moment."""
     parts = tuple(
         Part(
@@ -53,7 +62,7 @@ def about_run(name: str, steps: int, metrics: Sequence[str], members: Sequence[M
         )
         for m in members
     )
-    return About(name, steps, tuple(metrics), parts, time.time(), checkpoint)
+    return About(name, steps, tuple(metrics), parts, time.time(), checkpoint, tuple(evaluated))
 
 
 def _find(records: Sequence[RunRecord], run: str | None) -> RunRecord:

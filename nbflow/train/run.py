@@ -40,7 +40,8 @@ class Door(Protocol):
 class Run:
     """A training run: its progress, its curves, and the ways to stop it. Made by `nf.train.run` and `nf.train.attach`.
 
-    `adopted`: it goes on already, started by another process.
+    `names`: of metrics. `evaluated`: of what is evaluated on the way. `adopted`: it goes on already, started by another
+    process.
     """
 
     def __init__(
@@ -51,16 +52,18 @@ class Run:
         names: Sequence[str],
         keeper: Keeper | None = None,
         *,
+        evaluated: Sequence[str] = (),
         adopted: bool = False,
     ) -> None:
         self.id = run_id
-        self.metric_names = tuple(names)
+        self.metric_names = (*names, *evaluated)
         self.steps = sum(m.last for m in members if m.counts)
         self.status = "starting"
         self.detail = ""
         self.error: NbflowError | None = None
         self.started_s = time.time()
-        self.record = Record(names)
+        self.record = Record(self.metric_names)
+        self._evaluated = frozenset(evaluated)
         self._session = session
         self._members = members
         self._progress = [m.loop.first - 1 for m in members]  # steps done, a member
@@ -377,7 +380,8 @@ class Run:
 
     def _on_metric(self, event: Metric) -> None:
         first = self._members[0].loop
-        if event.step % first.every and all(event.step != m.last for m in self._members):
+        is_evaluation = event.name in self._evaluated
+        if not is_evaluation and event.step % first.every and all(event.step != m.last for m in self._members):
             return  # the end of a stretch, which is nobody's business
         self.record.add_metric(event, self._members[0].weight)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from nbflow.current import current_session
 from nbflow.errors import GraphError
-from nbflow.graph import Node, as_node
+from nbflow.graph import Node, Tensor, as_node
 from nbflow.train.attach import about_run
 from nbflow.train.display import Display, open_display
+from nbflow.train.hooks import evaluation_tensors, with_evaluation
 from nbflow.train.keeping import Keeper
 from nbflow.train.planning import metric_tensors, plan_loops
 from nbflow.train.run import Run
@@ -32,6 +33,10 @@ def run(
     checkpoint_every: int = 200,
     resume: bool = True,
     name: str = "",
+    evaluate: Any = None,
+    eval_feeds: Mapping[Tensor, Any] | None = None,
+    eval_every: int = 100,
+    eval_steps: int = 1,
 ) -> Run:
     """Runs `step` (from `optimizer.minimize`) `steps` times, on the workers.
 
@@ -45,26 +50,40 @@ def run(
     after synchronous training with the losses that it would have had without the break, bit for bit. Saving is done by
     this process between two steps, while the workers wait.
 
+    `evaluate` (a scalar tensor, or name -> scalar tensor) is computed by a worker after every `eval_every` steps and
+    after the last, `eval_steps` times in a row, as `nf.run` would between two steps; the means are in the history under
+    their names, "evaluation" for a single tensor. `eval_feeds`: graph tensor -> the tensor or array that stands for it
+    then, such as the batches of another dataset; with `.repeat()` and as many `eval_steps` as it has batches each time
+    is one whole pass. No other step of the same loop is in flight
+    meanwhile, so under synchronous training, with backups too, all values are of one step; under asynchronous training
+    the first replica evaluates while the others go on, and the values are of the moment. Where the data of an
+    evaluation stand is in no checkpoint.
+
     `name`: what `cluster.runs()` and `nf.train.attach` call the run, on this cluster or from another process; its id,
     when empty.
 
-    Raises GraphError for a step that updates nothing or a metric that is not a scalar, and the run's own error.
+    Raises GraphError for a step that updates nothing, a metric that is not a scalar or a name used twice, an evaluation
+    that would take batches from the training, and the run's own error.
     """
-    if steps < 1 or every < 1:
-        raise GraphError(f"steps and every are at least 1, not {steps} and {every}")
+    for what, count in {"steps": steps, "every": every, "eval_every": eval_every, "eval_steps": eval_steps}.items():
+        if count < 1:
+            raise GraphError(f"{what} is at least 1, not {count}")
     session = current_session()
     wanted = metric_tensors(metrics or {})
+    evaluated = evaluation_tensors(evaluate, wanted)
     run_id = uuid.uuid4().hex[:12]
     keeper, done = None, []
     if checkpoint is not None:
         keeper = Keeper(checkpoint, checkpoint_every, session, [as_node(step), *wanted.values()])
         done = keeper.begin(resume)
     members = plan_loops(session, as_node(step), wanted, run_id, steps, every, stop_on_nan, done)
-    text = about_run(name or run_id, steps, list(wanted), members, str(checkpoint or "")).text()
+    if evaluated:
+        members = with_evaluation(session, members, as_node(step), evaluated, eval_feeds or {}, eval_every, eval_steps)
+    text = about_run(name or run_id, steps, list(wanted), members, str(checkpoint or ""), list(evaluated)).text()
     members = [replace(m, loop=replace(m.loop, about=text)) for m in members]
     if keeper is not None:
         keeper.prepare()
-    made = Run(run_id, session, members, list(wanted), keeper)
+    made = Run(run_id, session, members, list(wanted), keeper, evaluated=list(evaluated))
     display = open_display(made) if show else None
     if background:
         made.begin()

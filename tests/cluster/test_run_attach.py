@@ -33,7 +33,10 @@ CLIENT = textwrap.dedent("""
     loss = nf.sum((w - 1.0) ** 2)
     options = eval(sys.argv[3])
     step = nf.optim.SGD(1e-3).minimize(loss, strategy=nf.train.DataParallel(**options))
-    run = nf.train.run(step, int(sys.argv[2]), {"loss": loss}, every=10, show=False, background=True, name="far")
+    run = nf.train.run(
+        step, int(sys.argv[2]), {"loss": loss}, every=10, show=False, background=True, name="far",
+        evaluate={"total": nf.sum(w)}, eval_every=50,
+    )
     while not len(run.history["loss"]):
         time.sleep(0.01)
     print("running", flush=True)
@@ -89,6 +92,11 @@ def test_another_process_takes_up_the_run_of_a_client_that_was_killed(spec: Path
             assert run.step == steps
             np.testing.assert_array_equal(run.history["step"], np.arange(10, steps + 1, 10))
             np.testing.assert_allclose(run.history["loss"], undisturbed(steps), rtol=1e-5)
+            # What was evaluated before and after the client was lost is there too.
+            evaluated = ~np.isnan(run.history["total"])
+            np.testing.assert_array_equal(run.history["step"][evaluated], np.arange(50, steps + 1, 50))
+            moved = 3.0 * (1.0 - 0.998 ** np.arange(50, steps + 1, 50))
+            np.testing.assert_allclose(run.history["total"][evaluated], moved, rtol=1e-4)
             # It is over, and can still be read.
             again = nf.train.attach(cluster)
             assert again.status == "done"
