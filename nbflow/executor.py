@@ -21,6 +21,7 @@ from nbflow.backends.base import Backend
 from nbflow.backends.null import NullBackend
 from nbflow.backends.null.array import MARK, NullArray, describe, described
 from nbflow.backends.null.clock import Link
+from nbflow.device import parse_device
 from nbflow.errors import Cancelled, NbflowError, Rejected, let_go
 from nbflow.events import Emitter, Event, Listener, Log, OpTimes
 from nbflow.loop import LoopControl, run_loop
@@ -138,7 +139,11 @@ class Executor:
         with self._lock:
             if bundle.id in self._programs:
                 return
-        programs = tuple(Program.bind(plan, self._backends, self._info.task_name) for plan in bundle.plans)
+        task = self._info.task_name
+        for plan in bundle.plans:
+            if parse_device(plan.device).task_name != task:
+                raise Rejected(f"a plan for {plan.device} was given to {task}", worker=task)
+        programs = tuple(Program.bind(plan, self._backends, task) for plan in bundle.plans)
         with self._lock:
             self._programs.setdefault(bundle.id, programs)
 

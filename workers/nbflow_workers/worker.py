@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import resource
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,8 @@ log = logging.getLogger("nbflow.worker")
 READY = "NBFLOW-READY "
 # Tests start a worker of another version by this.
 TEST_VERSION_VARIABLE = "NBFLOW_TEST_WIRE_VERSION"
+# Where Linux says what a container may take, version 2 and version 1 of control groups.
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 TICK_S = 0.25
 # How often leases are looked at.
 LEASE_TICK_S = 1.0
@@ -124,13 +128,26 @@ def find_devices(asked: str, job: str, task: int) -> tuple[dict[str, Backend], t
 def _describe(kind: str, machine: str, index: int) -> tuple[str, int, float]:
     """For people; bytes of memory and flops a second, 0 where unknown."""
     if kind == "cpu":
-        return str(this_cpu()), psutil.virtual_memory().total, 0.0
+        return str(this_cpu()), memory_bytes(), 0.0
     if kind == "null":
         return f"computes nothing, as {machine or 'in no time'}", 0, parse_machine(machine).flops
     if kind == "gpu":
         gpu = cupy.gpus()[index]
         return gpu.name, gpu.memory_bytes, gpu.flops
     return kind.upper(), 0, 0.0
+
+
+def memory_bytes(limits: Sequence[str] = CONTAINER_LIMITS) -> int:
+    """What this process may take: the machine's memory, or what its container or its shell leaves it of that. The
+    placer then finds a full task before a step does."""
+    found = [psutil.virtual_memory().total]
+    for path in limits:
+        with contextlib.suppress(OSError, ValueError):  # another version of control groups, or `max`: no limit
+            found.append(int(Path(path).read_text()))
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit)
+    return min(found)
 
 
 def keep_freed_memory() -> None:
