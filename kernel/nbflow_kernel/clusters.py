@@ -139,10 +139,13 @@ class Clusters:
         found.detach()
         say(f"detached from {found.name!r}; its workers live on until their lease ends")
 
-    def down(self, cluster: Any = None, *, say: Say = print) -> None:
-        """Ends the workers that were started here, and the sessions on all others."""
+    def down(self, cluster: Any = None, *, everyone: bool = False, say: Say = print) -> None:
+        """Ends the workers that were started here, and the sessions on all others; with `everyone`, those too."""
         found = self._release(cluster, say)
-        found.close()
+        if everyone:
+            found.shutdown()
+        else:
+            found.close()
         say(f"cluster {found.name!r} is down")
 
     def _release(self, cluster: Any, say: Say) -> Any:

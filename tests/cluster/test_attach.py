@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import nbflow_workers
@@ -241,3 +242,18 @@ def test_doctor_looks_at_every_worker(tmp_path: Path) -> None:
     assert re.search(rf"ok +/job:worker/task:0 {address} +nbflow .*cpu:0.* round trip [\d.]+ ms", good.stdout)
     assert bad.returncode == 1
     assert re.search(rf"FAIL +/job:worker/task:0 {address} +refused", bad.stdout)
+
+
+def test_shutdown_ends_workers_that_others_started_also_beside_one_that_does_not_answer() -> None:
+    with worker("--task", "0") as first, worker("--task", "1") as second:
+        cluster = nbflow_workers.attach([first, second], token=TOKEN)
+        pids = [psutil.Process(record.pid) for record in cluster.workers()]
+        pids[0].suspend()
+        try:
+            with pytest.raises(WorkerError, match="task:0"):
+                cluster.shutdown()
+            assert not psutil.wait_procs(pids[1:], timeout=30)[1]
+            with pytest.raises(Rejected, match="closed"):
+                cluster.shutdown()
+        finally:
+            pids[0].resume()

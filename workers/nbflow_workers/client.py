@@ -94,6 +94,10 @@ class Link:
             found.append(RunEntry(entry.run, entry.session, task, entry.about, entry.since_s, states))
         return found
 
+    def shutdown(self, *, timeout_s: float) -> None:
+        """Asks the worker to end: what runs there gets its time to stop."""
+        self.call("Shutdown", pb.Empty(), timeout_s=timeout_s, doing="ending it")
+
     def close(self) -> None:
         self._channel.close()
 

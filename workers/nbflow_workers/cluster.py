@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nbflow import wire
-from nbflow.errors import NbflowError, Rejected, Unauthenticated, VersionMismatch, WorkerLost
+from nbflow.errors import NbflowError, Rejected, Unauthenticated, VersionMismatch, WorkerError, WorkerLost
 from nbflow.events import Emitter, Listener, WorkerState
 from nbflow.runs import RunRecord, merge
 from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, RunEntry, Transport
@@ -248,6 +248,19 @@ class Cluster:
         """Ends the workers that were started here, and this cluster's sessions on all others. Safe to call twice."""
         self._end(keep=False)
 
+    def shutdown(self) -> None:
+        """Ends all workers, also those that others started, with all their sessions and runs; and closes.
+
+        Raises WorkerError when one could not be told, after the others were.
+        """
+        with self._lock:
+            self._check_open()
+            others = [w for w in self._alive() if w.handle is None]
+        untold = [error for error in beside(_shut_down, others) if error is not None]
+        self.close()
+        if untold:
+            raise WorkerError("; ".join(e.message for e in untold))
+
     def __enter__(self) -> Cluster:
         return self
 
@@ -401,6 +414,14 @@ class Cluster:
                 self._why[change.worker] = change.detail
                 log.warning("%s (%s) is lost: %s", change.worker, address, change.detail)
             self._events.emit(WorkerState(change.worker, change.new, address, time.time(), change.detail))
+
+
+def _shut_down(worker: Worker) -> NbflowError | None:
+    try:
+        worker.link.shutdown(timeout_s=STOP_TIMEOUT_S)
+    except NbflowError as error:
+        return error
+    return None
 
 
 def _runs_of(worker: Worker) -> list[RunEntry]:

@@ -70,7 +70,8 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
         "--message-us", type=float, default=MESSAGE_US, metavar="US", help="of a host for each tensor"
     )
     verb("detach", "leave the workers alive and forget them")
-    verb("down", "end the workers")
+    down = verb("down", "end the workers that were started here")
+    down.add_argument("--everyone", action="store_true", help="also those attached to, with everybody's runs on them")
     return parser, made
 
 
@@ -150,7 +151,7 @@ class ClusterMagics(Family):
         CLUSTERS.detach()
 
     def _down(self, arguments: argparse.Namespace) -> None:
-        CLUSTERS.down()
+        CLUSTERS.down(everyone=arguments.everyone)
 
     def complete(self, words: Sequence[str]) -> Sequence[str]:
         if not words:
