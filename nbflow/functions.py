@@ -64,7 +64,7 @@ def _compiled(graph: Graph, given: Sequence[Tensor], wanted: Sequence[Tensor]) -
     fetches = {str(n): (t.node.name, t.index) for n, t in enumerate(targets)}
     plan = compile_part(part, pruned.graph, fetches)
     check_plan(plan)
-    return Program.bind(plan, {"cpu": NumpyBackend()}, "a dataset"), list(fetches)
+    return Program.bind(plan, {"cpu": NumpyBackend()}, LOCAL.task_name), list(fetches)
 
 
 def _tensor(graph: Graph, name: str) -> Tensor:
