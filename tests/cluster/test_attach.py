@@ -249,6 +249,8 @@ def test_shutdown_ends_workers_that_others_started_also_beside_one_that_does_not
         cluster = nbflow_workers.attach([first, second], token=TOKEN)
         pids = [psutil.Process(record.pid) for record in cluster.workers()]
         pids[0].suspend()
+        while pids[0].status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
         try:
             with pytest.raises(WorkerError, match="task:0"):
                 cluster.shutdown()

@@ -255,7 +255,7 @@ class Cluster:
         """
         with self._lock:
             self._check_open()
-            others = [w for w in self._alive() if w.handle is None]
+            others = [w for w in self._workers.values() if w.handle is None]
         untold = [error for error in beside(_shut_down, others) if error is not None]
         self.close()
         if untold:
