@@ -234,8 +234,8 @@ class Report:
                 found[name] = "not installed"
         return found
 
-    def write(self, name: str) -> Path:
-        """Raises OSError when the folder cannot be written."""
+    def write(self, name: str, more: Mapping[str, Any] | None = None) -> Path:
+        """`more` is written beside the rows. Raises OSError when the folder cannot be written."""
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / (f"{name}.json" if THREADS == USUAL_THREADS else f"{name}-threads-{THREADS}.json")
         whole = {
@@ -244,6 +244,7 @@ class Report:
             "threads": THREADS,
             "versions": self.versions(),
             "rows": [_rounded(row) for row in self.rows],
+            **{key: _rounded(value) for key, value in (more or {}).items()},
         }
         path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
         print(f"\nwritten to {path.relative_to(RESULTS.parent.parent)}")
@@ -262,6 +263,8 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.4g}")
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
     return value
 
 
