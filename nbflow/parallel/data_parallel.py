@@ -28,15 +28,18 @@ from nbflow.parallel.sharding import even, splittable
 KIND = "data_parallel"
 # Below this a variable's transfer is short beside a step that is worth more than one ps.
 SPLIT_BYTES = 64 << 20
+# Where replicas and variables are unless the user says so.
+WORKERS, PS = "/job:worker", "/job:ps"
 
 
 @dataclass(frozen=True, slots=True)
 class DataParallel:
     """Replicates a training step over the devices that match `workers`, with variables on those that match `ps`.
 
-    - `workers`, `ps`: partial devices. When nothing matches `ps` variables are spread over the workers. None: where
-      `sync`, every worker has all variables, and gradients go around a ring of them (`allreduce`). When nothing
-      matches `workers` there is one replica, wherever the placer puts it.
+    - `workers`, `ps`: partial devices. Without a job ps variables are spread over the workers; without a job worker
+      there is one replica, wherever the placer puts it. Other devices than these two must be there when the step is
+      run. `ps=None`: where `sync`, every worker has all variables, and gradients go around a ring of them
+      (`allreduce`).
     - `sync`: wait for the gradients of a step and apply their mean; otherwise apply each as it comes.
     - `backup`: of the n replicas of synchronous training, the first n - backup to come make a step; what comes later
       is dropped. A slow or lost worker then does not hold up the others. Less than half of the replicas.
@@ -48,8 +51,8 @@ class DataParallel:
     Raises GraphError for what does not go together.
     """
 
-    workers: str = "/job:worker"
-    ps: str | None = "/job:ps"
+    workers: str = WORKERS
+    ps: str | None = PS
     sync: bool = True
     backup: int = 0
     compress: str | None = None
@@ -120,6 +123,19 @@ class DataParallel:
             chosen += gpus or of_task[:1]
         return chosen
 
+    def check_there(self, available: Sequence[DeviceSpec]) -> None:
+        """Raises GraphError for devices that the user named and that are not there.
+
+        The usual names match nothing on one machine, or without a ps: what is written with them runs anywhere.
+        """
+        for name, asked, usual in (("workers", self.workers, WORKERS), ("ps", self.ps, PS)):
+            if asked and asked != usual and not any(parse_device(asked).matches(d) for d in available):
+                have = ", ".join(str(d) for d in available)
+                raise GraphError(
+                    f"no device matches {name}={asked!r} of the training step's strategy; there are {have}: "
+                    "name some of these, or start a cluster that has such a device"
+                )
+
     def needed(self, replicas: int) -> int:
         """How many of `replicas` make a step. Raises GraphError when `backup` leaves too few."""
         if self.backup and self.backup >= replicas - self.backup:
@@ -159,6 +175,7 @@ class DataParallel:
         role: Role = ALL,
     ) -> Expanded:
         """The graph of `role`; see `nbflow.parallel.expand`."""
+        self.check_there(available)
         replicas = self.replica_devices(available)
         prefer = self.prefer(graph, available)
         if not replicas:

@@ -20,7 +20,7 @@ from nbflow.ops import cond, constant, equal, weighted_sum
 from nbflow.ops._build import build
 from nbflow.parallel.base import ALL, Expanded, Role, keep_only
 from nbflow.parallel.coordinating import NO_BOUND, Coordination, nothing
-from nbflow.parallel.data_parallel import DataParallel
+from nbflow.parallel.data_parallel import PS, WORKERS, DataParallel
 from nbflow.parallel.joining import join
 from nbflow.parallel.replicate import Replication
 from nbflow.rewrite import copy_nodes
@@ -40,8 +40,8 @@ class LocalSGD:
     """
 
     every: int = 8
-    workers: str = "/job:worker"
-    ps: str | None = "/job:ps"
+    workers: str = WORKERS
+    ps: str | None = PS
 
     def __post_init__(self) -> None:
         parse_device(self.workers)
@@ -73,7 +73,9 @@ class LocalSGD:
         role: Role = ALL,
     ) -> Expanded:
         """`graph` once a replica, between taking the average and making it."""
-        prefer = DataParallel(self.workers, self.ps).prefer(graph, available)
+        like = DataParallel(self.workers, self.ps)
+        like.check_there(available)
+        prefer = like.prefer(graph, available)
         replicas = self.replica_devices(available)
         if len(replicas) < 2:
             return Expanded.unchanged(graph, prefer)

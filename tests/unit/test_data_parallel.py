@@ -241,3 +241,26 @@ def test_what_is_fed_goes_whole_to_every_replica(graph: Graph, workers: int, syn
     np.testing.assert_allclose(each, [1, 2, 2])  # as many rows as were fed
     np.testing.assert_allclose(got, 3.0)
     np.testing.assert_allclose(after, [1 - 0.1 * 2 / 3 * 3, 1 - 0.1 * 2 / 3 * 6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nf.train.DataParallel, nf.train.LocalSGD])
+@pytest.mark.parametrize("name", ["workers", "ps"])
+def test_devices_that_a_strategy_names_and_that_are_not_there_are_refused(graph: Graph, kind: Any, name: str) -> None:
+    """They used to train on one machine, without a word."""
+    cluster = InProcessCluster(2, 1)
+    nf.set_cluster(cluster)
+    step, loss, _ = model(kind(**{name: "/job:trainer"}), nf.optim.SGD(0.1))
+    said = rf"no device matches {name}='/job:trainer'.*there are /job:worker/task:0/cpu:0, .*/job:ps/task:0/cpu:0"
+    for run in (lambda: nf.run(step), lambda: nf.train.run(step, 8, show=False), lambda: nf.placement(step)):
+        with pytest.raises(errors.GraphError, match=said):
+            run()
+    assert np.isfinite(nf.run(loss))  # nothing else is in its way
+    nf.set_cluster(None)
+    cluster.close()
+
+
+def test_the_usual_names_run_without_a_cluster(graph: Graph) -> None:
+    step, loss, _ = model(nf.train.DataParallel(), nf.optim.SGD(0.1))
+    before = nf.run(loss)
+    nf.train.run(step, 20, show=False)
+    assert nf.run(loss) < before
