@@ -96,11 +96,13 @@ def main() -> int:
     grown = []
     for name in samples[0]:
         values = [s[name] for s in samples]
+        unit = "MB" if "memory" in name else ""
         flat = is_flat(values, memory="memory" in name)
         grown += [] if flat else [name]
-        report.row(name, f"grew by {growth(values):+.1f}", common.Spread.of(values), "MB" if "memory" in name else "")
+        report.row(name, f"grew by {growth(values):+.1f} {unit}".rstrip(), common.Spread.of(values), unit)
         report.rows[-1]["goals"] = {"flat": flat}
     enough = run.step >= options.steps
+    report.row("trained for", "", common.Spread.of([options.minutes]), "min")
     report.row("steps", "", common.Spread.of([run.step]), "")
     report.rows[-1]["goals"] = {f"at least {options.steps}": enough}
     print(f"\n{run.step} steps in {options.minutes:g} minutes, {len(samples)} samples: ", end="")

@@ -46,7 +46,8 @@ class Model:
 
 
 def told(run: Any, name: str = "test") -> dict[int, float]:
-    return {int(s): v for s, v in zip(run.history["step"], run.history[name], strict=True) if not np.isnan(v)}
+    history = run.history  # at one moment: it grows
+    return {int(s): v for s, v in zip(history["step"], history[name], strict=True) if not np.isnan(v)}
 
 
 def by_hand(steps: int) -> tuple[dict[int, float], np.ndarray[Any, Any]]:
@@ -159,3 +160,27 @@ def test_names_and_data_are_not_shared_with_the_training() -> None:
         model.run(2, evaluate={"test": model.loss})
     with pytest.raises(errors.GraphError, match="is computed from it"):
         model.run(2, evaluate={"test": model.loss}, eval_feeds={model.batch["x"]: model.batch["x"] * 2.0})
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        nf.train.DataParallel(ps=None),
+        nf.train.DataParallel(split_bytes=1),
+        nf.train.DataParallel(sync=False, staleness=2),
+        nf.train.LocalSGD(every=4),
+    ],
+    ids=["all-reduce", "split", "stale", "local"],
+)
+def test_under_every_strategy_it_reads_what_a_step_from_here_reads(strategy: Any) -> None:
+    nf.set_cluster(InProcessCluster(2, 1))
+    model = Model()
+    step = nf.optim.SGD(0.05).minimize(model.loss, strategy=strategy)
+    run = nf.train.run(step, 8, every=2, show=False, evaluate={"w": nf.sum(model.w)}, eval_every=2)
+    values = told(run, "w")
+    assert list(values) == [2, 4, 6, 8]
+    if getattr(strategy, "sync", True):  # otherwise another replica may end after the one that evaluates
+        np.testing.assert_allclose(values[8], nf.run(nf.sum(model.w)), rtol=1e-6)
+    if isinstance(strategy, nf.train.LocalSGD):  # between two averages the variables stand still
+        assert values[2] == 1.5
+        assert values[4] == values[6] != 1.5
