@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,16 @@ def test_under_every_strategy_it_reads_what_a_step_from_here_reads(strategy: Any
     if isinstance(strategy, nf.train.LocalSGD):  # between two averages the variables stand still
         assert values[2] == 1.5
         assert values[4] == values[6] != 1.5
+
+
+def test_an_interrupt_ends_an_evaluation_in_its_middle() -> None:
+    model = Model()
+    endless = {"evaluate": nf.sum(model.w), "eval_every": 3, "eval_steps": 10**9}
+    run = model.run(9, background=True, **endless)
+    evaluating = threading.Event()
+    run.listen(lambda e: evaluating.set() if "evaluating: batch" in getattr(e, "detail", "") else None)
+    assert evaluating.wait(PATIENCE_S)
+    run.interrupt()
+    assert run.watch(PATIENCE_S)
+    assert (run.status, run.step) == ("stopped", 3)
+    assert not told(run, "evaluation")
