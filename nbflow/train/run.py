@@ -435,7 +435,8 @@ class Run:
 
     def _end(self, status: str, detail: str) -> None:
         self._say(status, detail)
-        self._members = [replace(m, plans=(), opening=None) for m in self._members]  # the workers may free them
+        # The workers may free them, but those of loops that nobody waits for: they have still to say goodbye.
+        self._members = [replace(m, plans=() if m.counts else m.plans, opening=None) for m in self._members]
         self._keeper = None
         self._done.set()
         self._turn.set()

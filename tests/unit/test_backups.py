@@ -345,3 +345,26 @@ def test_training_with_bounded_staleness(graph: Graph, bound: int) -> None:
         assert (run.status, run.step) == ("done", 31)
         assert run.history["loss"][-1] < run.history["loss"][0]
         nf.set_cluster(None)
+
+
+def test_who_is_late_says_goodbye_also_when_something_else_runs_meanwhile(
+    graph: Graph, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The plans of those whom a run does not wait for were freed with the run, by whatever ran next."""
+    cluster = InProcessCluster(3, 1)
+    nf.set_cluster(cluster)
+    rows = np.arange(12, dtype=np.float32)[:, None]
+    batch = nf.data.from_arrays({"x": rows}).repeat().batch(6).next()
+    w = nf.Variable(np.zeros(1, np.float32), name="w")
+    step = nf.optim.SGD(1e-3).minimize(nf.mean((batch["x"] * w - 1) ** 2), strategy=nf.train.DataParallel(backup=1))
+    for _ in range(5):
+        run = nf.train.run(step, 4, show=False)
+        nf.run(w + nf.random.normal(()))
+        end = time.monotonic() + 30
+        while any(t.name.startswith("nbflow-loop") for t in threading.enumerate()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert run.status == "done"
+    nf.set_cluster(None)
+    cluster.close()
+    assert not [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
