@@ -31,6 +31,7 @@ import statistics  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from dataclasses import asdict, dataclass, field  # noqa: E402
+from datetime import UTC, datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -240,6 +241,7 @@ class Report:
         path = RESULTS / (f"{name}.json" if THREADS == USUAL_THREADS else f"{name}-threads-{THREADS}.json")
         whole = {
             "question": self.question,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
             "threads": THREADS,
             "versions": self.versions(),

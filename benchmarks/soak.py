@@ -108,7 +108,7 @@ def main() -> int:
     print(f"\n{run.step} steps in {options.minutes:g} minutes, {len(samples)} samples: ", end="")
     print(f"GREW: {', '.join(grown)}" if grown else "flat", "" if enough else f"; fewer steps than {options.steps}")
     if not options.quick:
-        more = {"date": began.isoformat(timespec="seconds"), "minutes": options.minutes, "samples": samples}
+        more = {"began": began.isoformat(timespec="seconds"), "minutes": options.minutes, "samples": samples}
         report.write("soak", more)
     return int(bool(grown) or not enough)
 
