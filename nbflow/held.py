@@ -121,6 +121,7 @@ class Held:
         workers = ", ".join(sorted({was.home.task_name for was in gone.values()}))
         raise WorkerLost(
             f"the values of {len(variables)} variables ({names}) were lost with {workers}; "
-            "run again to start them anew",
+            "run again to start them anew. If only the way to it broke, they are "
+            "there when it is back, unless they were started anew",
             worker=workers,
         )
