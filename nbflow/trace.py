@@ -13,6 +13,8 @@ from nbflow.events import Event, NodeFinished, TensorMoved
 # The rows of the two tables of `text`.
 LISTED_TRANSFERS = 20
 LISTED_OPS = 10
+# In characters, of a name in them.
+WIDEST_NAME = 30
 # Caption, columns, rows.
 Rows = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
@@ -65,9 +67,9 @@ class Trace:
         caption += f"; the {LISTED_TRANSFERS} that took longest:" if len(moves) > LISTED_TRANSFERS else ":"
         rows: list[tuple[str, ...]] = [
             (
-                _tensor(t.key),
-                t.source.removeprefix("/job:"),
-                t.destination.removeprefix("/job:"),
+                _shortened(_tensor(t.key)),
+                _device(t.source),
+                _device(t.destination),
                 size(t.nbytes),
                 _seconds(t.duration_s),
                 f"{t.nbytes / t.duration_s / 1e9:.2g} GB/s" if t.duration_s > 0 and t.nbytes >= 1e5 else "",
@@ -84,7 +86,7 @@ class Trace:
         caption = f"{len(ops)} ops, {_seconds(sum(o.duration_s for o in ops))} on all devices"
         caption += f"; the {LISTED_OPS} that took longest:" if len(ops) > LISTED_OPS else ":"
         rows: list[tuple[str, ...]] = [
-            (o.node, o.device.removeprefix("/job:"), _seconds(o.duration_s), size(o.nbytes) if o.nbytes else "")
+            (_shortened(o.node), _device(o.device), _seconds(o.duration_s), size(o.nbytes) if o.nbytes else "")
             for o in ops[:LISTED_OPS]
         ]
         return caption, ("op", "device", "time", "result"), rows
@@ -110,7 +112,7 @@ class Trace:
         return found
 
     def _lanes(self, offsets: Mapping[str, float], total: float, width: int) -> list[str]:
-        names = {device: device.removeprefix("/job:") for device in sorted(offsets)}
+        names = {device: _device(device) for device in sorted(offsets)}
         widest = max(map(len, names.values()))
         lines = []
         for device, name in names.items():
@@ -189,6 +191,19 @@ def _paint(lane: list[str], start: float, end: float, total: float, mark: str) -
     last = min(len(lane), max(first + 1, round(end / total * len(lane))))
     if end > start:
         lane[first:last] = mark * (last - first)
+
+
+def _device(name: str) -> str:
+    """`/job:worker/task:1/gpu:0` → `worker:1/gpu:0`; the usual device of a task is not named: `worker:1`."""
+    return name.removeprefix("/job:").replace("/task:", ":").removesuffix("/cpu:0")
+
+
+def _shortened(name: str) -> str:
+    """A long name without its middle: a table that wraps in a notebook cannot be read."""
+    if len(name) <= WIDEST_NAME:
+        return name
+    ahead = WIDEST_NAME // 3
+    return f"{name[:ahead]}…{name[ahead + 1 - WIDEST_NAME :]}"
 
 
 def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -46,11 +46,11 @@ class _Pictured:
         return sheet.png()
 
     def __str__(self) -> str:
-        return str(self.found)
+        return f"a picture of: {str(self.found).splitlines()[0]}"
 
 
 def bundle(found: Curve | Backups) -> tuple[dict[str, Any], Any]:
-    """What a notebook shows: a PNG, and the table as text."""
+    """The picture, for a notebook; the table, with what was assumed, is beside it: of one output it shows one form."""
     from nbflow_widgets.bundle import static_bundle
 
     return static_bundle(_Pictured(found))

@@ -98,9 +98,14 @@ def test_the_magic_shows_a_picture_and_a_table(run: Run, monkeypatch: pytest.Mon
     assert "there is no training step yet" in str(run("%cluster simulate").error)
     run("loss = nf.mean(nf.layers.dense(nf.random.normal((8, 4)), 1) ** 2)", "c1")
     run("step = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel())", "c2")
-    assert run("%cluster simulate --workers 8 --device a100").error is None
-    assert run("%cluster simulate step -w 2,3 --ps 1").error is None
-    assert ["a100" in data["text/plain"] for data in shown] == [True, False]
+    said = []
+    for line in ("%cluster simulate --workers 8 --device a100", "%cluster simulate step -w 2,3 --ps 1"):
+        found = run(line)
+        assert found.error is None
+        said.append(found.text)
+    assert ["a100" in text for text in said] == [True, False]
+    assert all(text.count("\n") > 3 for text in said), "a table, not only its title"
+    assert all(data["text/plain"].startswith("a picture of") for data in shown)
     assert all(data["image/png"] for data in shown)
     assert "is no training step" in str(run("%cluster simulate loss").error)
     assert "not a machine" in str(run("%cluster simulate --device abacus").error)

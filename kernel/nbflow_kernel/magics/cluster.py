@@ -146,6 +146,7 @@ class ClusterMagics(Family):
         found = simulation.answer(Asked(**given), self.find(arguments.step) if arguments.step else None)
         data, metadata = simulation.bundle(found)
         publish_display_data(data, metadata=metadata)
+        print(found)
 
     def _detach(self, arguments: argparse.Namespace) -> None:
         CLUSTERS.detach()
