@@ -4,8 +4,9 @@ from nbflow.parallel.base import ALL, Expanded, Role, Strategy, strategy_of
 from nbflow.parallel.data_parallel import DataParallel
 from nbflow.parallel.expand import expand, read_strategy, wanted_splits
 from nbflow.parallel.local_sgd import LocalSGD
+from nbflow.parallel.pieces import companions, piece_name
 from nbflow.parallel.pipeline import Pipeline
-from nbflow.parallel.sharding import companions, piece_name, shard
+from nbflow.parallel.sharding import shard
 
 __all__ = [
     "ALL",

@@ -22,8 +22,8 @@ from nbflow.parallel.allreduce import build_ring
 from nbflow.parallel.base import ALL, Expanded, Role
 from nbflow.parallel.compress import check_compress
 from nbflow.parallel.joining import join_all
+from nbflow.parallel.pieces import even, splittable
 from nbflow.parallel.replicate import Replication
-from nbflow.parallel.sharding import even, splittable
 
 KIND = "data_parallel"
 # Below this a variable's transfer is short beside a step that is worth more than one ps.

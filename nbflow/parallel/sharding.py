@@ -10,77 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Tensor, topological
 from nbflow.op import AttrValue
 from nbflow.ops.joining import concat
-from nbflow.ops.rows import LAZY, SCATTER_UPDATES
-from nbflow.ops.state import GRADIENT_INPUT
+from nbflow.parallel.pieces import Splits, companions, partners, piece_name, rows_at, starts_of
 from nbflow.parallel.sharded_rows import Rows, divide, look_up
 from nbflow.rewrite import TensorMap, new_like
 
-# Variable name -> rows of each of its pieces.
-Splits = Mapping[str, tuple[int, ...]]
-
-_SPARSE = tuple(f"{name}_sparse" for name in LAZY)
-_SCATTERS = tuple(f"variable_scatter_{how}" for how in SCATTER_UPDATES)
-# Norms over all rows decide how far a row moves.
-_WHOLE = ("apply_lamb", "apply_lars")
-_PIECEWISE = {
-    "initialize",
-    "read_variable",
-    "assign",
-    "assign_add",
-    "assign_sub",
-    *_SPARSE,
-    *_SCATTERS,
-    *(name for name in GRADIENT_INPUT if name not in _WHOLE),
-}
-
 Key = tuple[str, int]
 T = TypeVar("T")
-
-
-def even(rows: int, pieces: int) -> tuple[int, ...]:
-    """`rows` in nearly equal parts, the larger first."""
-    return tuple(rows // pieces + (n < rows % pieces) for n in range(pieces))
-
-
-def piece_name(variable: str, number: int) -> str:
-    """What the state of a piece is called."""
-    return f"{variable}/rows_{number}"
-
-
-def splittable(graph: Graph, variable: Node) -> bool:
-    """Whether all that `graph` does with the state of `variable` can be done piece by piece."""
-    users = [n for n in graph.nodes.values() if any(t.node is variable for t in n.inputs)]
-    return all(n.op in _PIECEWISE for n in users)
-
-
-def companions(graph: Graph, splits: Splits) -> dict[str, tuple[int, ...]]:
-    """`splits`, with the variables that lie beside a split one and have as many rows: an optimizer's slots, averages.
-
-    Raises GraphError for a variable that is split, and used as a whole."""
-    found = dict(splits)
-    for node in graph.nodes.values():
-        leader = next((c for c in node.colocate if c in found), None)
-        if node.op == "variable" and leader is not None and node.name not in found:
-            shape = node.attrs["shape"]
-            if shape and shape[0] == sum(found[leader]) and not str(node.device):
-                found[node.name] = found[leader]
-    for name in found:
-        if name in graph.nodes.keys():
-            for user in graph.nodes.values():
-                if any(t.node.name == name for t in user.inputs) and user.op not in _PIECEWISE:
-                    raise GraphError(
-                        f"variable {name!r} is split by rows over several tasks, and {user.op} {user.name!r} needs it "
-                        "whole; train it with another strategy or a larger split_bytes, in a session of its own",
-                        where=user.where,
-                    )
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +74,7 @@ class _Sharding:
         self.parts: dict[Key, Divided] = {}
         self.nodes: dict[str, list[Node]] = {}
         self.divided: dict[tuple[str, int, tuple[int, ...]], Rows] = {}
-        self.partner = _partners(graph)
+        self.partner = partners(graph)
 
     def take(self, node: Node) -> None:
         """Makes what stands for `node`."""
@@ -172,7 +113,7 @@ class _Sharding:
             rows = self.rows(self.whole(indices), sizes, indices)
             by = (id(rows), sizes)
             mine = rows.of(self.whole(values)) if node.attrs["part"] == "values" else rows.local
-            starts = None if node.attrs["part"] == "values" else _starts(sizes)
+            starts = None if node.attrs["part"] == "values" else starts_of(sizes)
             columns: list[Sequence[Tensor]] = [mine, self.parts[(node.inputs[1].node.name, 0)].tensors]
         else:
             columns = [self.column(node, place, sizes) for place in range(len(node.inputs))]
@@ -188,7 +129,7 @@ class _Sharding:
 
     def column(self, node: Node, place: int, sizes: tuple[int, ...]) -> Sequence[Tensor]:
         """Input number `place` of `node`, for each piece."""
-        tensor, at = node.inputs[place], _rows_at(node)
+        tensor, at = node.inputs[place], rows_at(node)
         if tensor.spec.resource:
             return self.parts[(tensor.node.name, tensor.index)].tensors
         if at and place in at:
@@ -334,38 +275,3 @@ def _joined(found: Divided) -> Tensor:
     if found.starts is not None:
         tensors = [t + s if s else t for t, s in zip(tensors, found.starts, strict=True)]
     return concat(tensors, axis=0)
-
-
-def _starts(sizes: Sequence[int]) -> tuple[int, ...]:
-    return (0, *accumulate(sizes[:-1]))
-
-
-def _rows_at(node: Node) -> tuple[int, int] | tuple[()]:
-    """Which inputs of an op on some rows are the values, and the row numbers."""
-    if node.op in _SCATTERS:
-        return 2, 1
-    if node.op in _SPARSE:
-        handles = sum(t.spec.resource for t in node.inputs)
-        at = handles + 1 + (node.op == "apply_adam_sparse")
-        return at, at + 1
-    return ()
-
-
-def _partners(graph: Graph) -> dict[str, tuple[Tensor, Tensor]]:
-    """Name of a sparse_join -> the values and the row numbers of the gradient that it joins a half of.
-
-    The two are made one after the other, under one scope.
-    """
-    by_place: dict[tuple[str, str], list[tuple[int, Node]]] = {}
-    for node in graph.nodes.values():
-        if node.op == "sparse_join":
-            scope, _, last = node.name.rpartition("/")
-            number = int(last.rpartition(".")[2]) if "." in last else 0
-            by_place.setdefault((scope, node.inputs[1].node.name), []).append((number, node))
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for members in by_place.values():
-        ordered = [node for _, node in sorted(members, key=lambda m: m[0])]
-        for first, second in pairwise(ordered):
-            if (first.attrs["part"], second.attrs["part"]) == ("values", "indices"):
-                found[first.name] = found[second.name] = (first.inputs[0], second.inputs[0])
-    return found
