@@ -155,6 +155,9 @@ def said(parts: Components) -> str:
     return ", ".join(f"{n}: {s.dtype.name}{format_shape(s.shape)}" for n, s in parts)
 
 
+# Stages that let elements through as they are.
+_SAME_ROWS = ("repeat", "shuffle", "take", "skip", "shard", "filter", "cache", "prefetch")
+
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +230,20 @@ _COUNTS: dict[str, Callable[[list[int], Tree], int]] = {
     "unbatch": _unbatch_count,
     "filter": lambda below, tree: below[0] if below[0] in (0, FOREVER) else UNKNOWN,
 }
+
+
+def most_rows(tree: Tree) -> int | None:
+    """How many rows an element has at most, where the stages say so; None where only the data knows."""
+    kind = tree[0]
+    if kind in ("batch", "padded_batch"):
+        below = count(tree[1])
+        return int(tree[2]) if below < 0 else min(int(tree[2]), below)
+    if kind in _SAME_ROWS:
+        return most_rows(tree[1])
+    if kind == "map":  # what it makes of a batch may be of another size
+        sizes = {s.shape[0] for _, s in components(tree) if s.shape} if is_batched(tree) else set()
+        return sizes.pop() if len(sizes) == 1 else None
+    return None
 
 
 def check(tree: Tree) -> None:

@@ -23,6 +23,8 @@ from nbflow.parallel.replicate import Replication
 KIND = "pipeline"
 # Where autodiff puts the gradients of an op.
 _BACKWARD = "gradients/"
+# What reads data, or is there already.
+_NO_WORK = ("constant", "iterator", "iterator_next")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class Pipeline:
     dataset; each micro-batch has an iterator of its own. More micro-batches keep the stages busier: of the time, a part
     (stages - 1) / (microbatches + stages - 1) is spent waiting.
 
-    Raises GraphError for fewer than one micro-batch or no stage.
+    Raises GraphError for fewer than one micro-batch or no stage, and when the step is run: for two stages on one
+    device, a stage without ops, and batches of fewer rows than micro-batches.
     """
 
     stages: tuple[str, ...] = ("/job:worker/task:0", "/job:worker/task:1")
@@ -60,12 +63,17 @@ class Pipeline:
 
     def replica_devices(self, available: Sequence[DeviceSpec]) -> list[DeviceSpec]:
         """The devices of the stages."""
-        found = []
+        found: list[DeviceSpec] = []
         for stage in map(parse_device, self.stages):
             matching = [d for d in available if stage.matches(d)]
             if not matching:
                 have = ", ".join(str(d) for d in available)
                 raise GraphError(f"no device is {stage}, a stage of the pipeline; there are {have}")
+            if matching[0] in found:
+                raise GraphError(
+                    f"stages {found.index(matching[0])} and {len(found)} of the pipeline are both {matching[0]}; name "
+                    f"a device of its own for each, not {self.stages!r}"
+                )
             found.append(matching[0])
         return found
 
@@ -79,7 +87,7 @@ class Pipeline:
     ) -> Expanded:
         """`graph` with a copy of forward and backward for each micro-batch, placed and ordered."""
         devices = self.replica_devices(available)
-        replication = Replication(graph, step, fetches, [devices[0]] * self.microbatches)
+        replication = Replication(graph, step, fetches, [devices[0]] * self.microbatches, what="micro-batches")
         stages = _Stages(replication, devices)
         replication.device_of = lambda node, index: devices[stages.of[node.name]] if node.op != "constant" else None
         replication.early()
@@ -88,6 +96,7 @@ class Pipeline:
         if replication.weights() is None:
             message = f"{step.name!r} reads no dataset, so a batch of it cannot be cut into micro-batches"
             raise GraphError(message, where=step.where)
+        stages.check_all_compute()
         for stage in range(len(devices)):
             stages.order(stage, self.microbatches)
         join_all(replication, None)
@@ -118,9 +127,21 @@ class _Stages:
             done += _flops(node) / 2 if node.name in model else 0.0
             self.of[node.name] = self._forward(node, min(int(done / total * len(devices)), len(devices) - 1))
             done += _flops(node) / 2 if node.name in model else 0.0
+        self.working = [n for n in forward if n.name in model and n.op not in _NO_WORK]
         for node in mine:
             if node.name in self.backward:
                 self.of[node.name] = self._backward(node)
+
+    def check_all_compute(self) -> None:
+        """Raises GraphError for a stage without a part of the model."""
+        idle = [s for s in range(len(self.devices)) if all(self.of[n.name] != s for n in self.working)]
+        if idle:
+            raise GraphError(
+                f"stage {idle[0]} of the pipeline, {self.devices[idle[0]]}, would have nothing to compute: the "
+                f"{len(self.working)} ops of the model are cut into {len(self.devices)} stages by their floating point "
+                "operations and the devices that were asked for; use fewer stages, or put ops there with nf.device",
+                where=self.replication.step.where,
+            )
 
     def _forward(self, node: Node, cut: int) -> int:
         before = max((self.of.get(t.node.name, 0) for t in node.inputs if t.node.op != "constant"), default=0)

@@ -16,6 +16,7 @@ from nbflow.op import nbytes_of
 from nbflow.ops.rows import SCATTER_UPDATES
 from nbflow.ops.state import GRADIENT_INPUT
 from nbflow.parallel.base import Expanded
+from nbflow.parallel.checks import check_data
 from nbflow.rewrite import TensorMap, copy_nodes, new_like
 from nbflow.spec import kind_of
 
@@ -63,6 +64,7 @@ class Replication:
     """Builds the replicated graph in `made`: `early`, then `replica` for each, then `rest`.
 
     `replicas`: the device of each, in order. `dealt`: each takes batches of its own, not its part of every batch.
+    `what`: what they are called, for people. Raises GraphError when there is too little data for so many.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Replication:
         replicas: Sequence[DeviceSpec],
         *,
         dealt: bool = False,
+        what: str = "replicas",
     ) -> None:
         self.graph = graph
         self.step = step
@@ -93,6 +96,8 @@ class Replication:
         self.writers = self._state_writers()
         self.homes = self._homes()
         self.copied = self._replicated()
+        readers = [n for n in self.order if n.op == "iterator_next" and n.name in self.copied]
+        check_data(readers, len(replicas), dealt=dealt, what=what)
 
     def _state_writers(self) -> list[Node]:
         """Updates of state on the way (the moving averages of batch_norm): made once, with the mean over the replicas,
