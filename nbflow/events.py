@@ -102,6 +102,18 @@ class RunState:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint of a training run after `step` is whole, in `folder` of the machine of whoever wrote it. `loop`
+    names the loop that did."""
+
+    run: str
+    step: int
+    folder: str
+    wall_s: float
+    loop: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """A worker changed state: joining, ready, busy, suspect, lost or left."""
 
@@ -122,7 +134,9 @@ class Log:
     wall_s: float
 
 
-Event = StepStarted | StepFinished | NodeFinished | OpTimes | TensorMoved | Metric | RunState | WorkerState | Log
+Event = (
+    StepStarted | StepFinished | NodeFinished | OpTimes | TensorMoved | Metric | RunState | Saved | WorkerState | Log
+)
 Listener = Callable[[Event], None]
 
 EVENT_TYPES: tuple[type, ...] = (
@@ -133,6 +147,7 @@ EVENT_TYPES: tuple[type, ...] = (
     TensorMoved,
     Metric,
     RunState,
+    Saved,
     WorkerState,
     Log,
 )

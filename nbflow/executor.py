@@ -14,6 +14,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -30,8 +31,10 @@ from nbflow.plan import Bundle
 from nbflow.program import Program, StepToken
 from nbflow.rendezvous import REMEMBERED, Rendezvous
 from nbflow.runs import RunBook, listening
+from nbflow.saving import ANYWHERE, allowed, look
 from nbflow.state import StateStore
 from nbflow.transport import (
+    FolderInfo,
     HostArray,
     Loop,
     LoopAction,
@@ -92,7 +95,10 @@ class _Lane:
 
 
 class Executor:
-    """One session on one worker. `peers(task)` gives the leader of a loop the way to another task of the session."""
+    """One session on one worker. `peers(task)` gives the leader of a loop the way to another task of the session.
+
+    `checkpoints`: the folder below which loops may save; None: nowhere.
+    """
 
     def __init__(
         self,
@@ -102,8 +108,10 @@ class Executor:
         outbox: Outbox,
         *,
         peers: Callable[[str], Transport] | None = None,
+        checkpoints: Path | None = ANYWHERE,
     ) -> None:
         self._info = info
+        self._checkpoints = checkpoints
         self._backends = backends
         null = backends.get("null")
         self._null_link = null.link if isinstance(null, NullBackend) else Link(Machine())
@@ -186,6 +194,9 @@ class Executor:
 
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
         tasks = {*loop.step, *(loop.evaluation.plan if loop.evaluation is not None else ())}
+        if loop.saving is not None:
+            self._folder(loop.saving.folder)
+            tasks.update(*(shard.plan for shard in loop.saving.shards))
         transports = {task: self._peer(task) for task in tasks}
         control = LoopControl()
         thread = threading.Thread(
@@ -212,6 +223,9 @@ class Executor:
 
     def read_run(self, run: str, after: int = 0, *, timeout_s: float = 10.0) -> RunPage:
         return self.runs.read(run, after)
+
+    def look_at_folder(self, folder: str, mark: str, *, timeout_s: float = 10.0) -> FolderInfo:
+        return FolderInfo(*look(self._folder(folder), mark))
 
     @property
     def looping(self) -> bool:
@@ -260,6 +274,14 @@ class Executor:
     def _say(self, text: str) -> None:
         self.events.emit(Log(self._info.task_name, "progress", text, time.time()))
 
+    def _folder(self, folder: str) -> Path:
+        """`folder`, where this worker may save there."""
+        try:
+            return allowed(self._checkpoints, folder)
+        except Rejected as error:
+            error.worker = error.worker or self._info.task_name
+            raise
+
     def _peer(self, task: str) -> Transport:
         if task == self._info.task_name:
             return self
@@ -275,7 +297,7 @@ class Executor:
             return True
 
     def _run_loop(self, loop: Loop, transports: Mapping[str, Transport], control: LoopControl) -> None:
-        run_loop(loop, transports, listening(self.runs, self.events.emit), control)
+        run_loop(loop, transports, listening(self.runs, self.events.emit), control, self._folder)
         with self._lock:
             self._loops.pop(loop.id, None)
 

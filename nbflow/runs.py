@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nbflow.errors import Rejected
-from nbflow.events import Event, Metric, RunState
+from nbflow.events import Event, Metric, RunState, Saved
+from nbflow.saving import KEEP
 from nbflow.transport import Loop, RunEntry, RunPage
 
 ENDED = ("done", "stopped", "failed")
@@ -58,7 +59,8 @@ class Part:
 class About:
     """A run, for whoever finds it on a worker. `steps` are those of the whole run, `parts` all its loops.
 
-    `checkpoint`: the folder it saves to, if any. `evaluated`: the names of what is evaluated, beside `metrics`.
+    `checkpoint`: the folder it saves to, if any; `saved_by`: the worker that does, empty for the client.
+    `evaluated`: the names of what is evaluated, beside `metrics`.
     """
 
     name: str
@@ -68,6 +70,7 @@ class About:
     started_s: float
     checkpoint: str = ""
     evaluated: tuple[str, ...] = ()
+    saved_by: str = ""
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -210,13 +213,17 @@ class _Record:
         self._number = 0
         self._series: dict[tuple[str, str], Series] = {}
         self._changes: deque[tuple[int, RunState]] = deque(maxlen=CHANGES)
+        self._saved: deque[tuple[int, Saved]] = deque(maxlen=KEEP)  # no more of them are still there
 
     @property
     def ended(self) -> bool:
         return all(state is not None and state.status in ENDED for _, state in self.loops.values())
 
-    def note(self, event: Metric | RunState) -> None:
+    def note(self, event: Metric | RunState | Saved) -> None:
         self._number += 1
+        if isinstance(event, Saved):
+            self._saved.append((self._number, event))
+            return
         if isinstance(event, Metric):
             key = (event.name, event.replica)
             series = self._series.get(key)
@@ -232,6 +239,7 @@ class _Record:
     def read(self, after: int) -> RunPage:
         found: dict[int, Event] = {n: s for n, s in self._changes if n > after}
         found.update({n: s for n, s in self.loops.values() if s is not None and n > after})
+        found.update({n: s for n, s in self._saved if n > after})
         for (name, replica), series in self._series.items():
             for number, step, value, wall_s in series.after(after):
                 found[number] = Metric(self.run, name, step, value, wall_s, replica)
@@ -262,7 +270,7 @@ class RunBook:
 
     def note(self, event: Event) -> None:
         """A loop said something."""
-        if not isinstance(event, Metric | RunState):
+        if not isinstance(event, Metric | RunState | Saved):
             return
         with self._lock:
             record = self._records.get(event.run)

@@ -107,7 +107,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class MetricSource:
-    """A metric is fetch `fetch` of task `task`."""
+    """What is called `name`, a metric or a variable, is fetch `fetch` of task `task`."""
 
     name: str
     task: str
@@ -133,6 +133,41 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedShard:
+    """Some of what is saved, a file: `plan`, task -> bundle id, fetches `values`."""
+
+    plan: Mapping[str, str]
+    values: tuple[MetricSource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What a loop saves between two of its steps, when none of them is in flight, as `nbflow.saving` writes it.
+
+    Below `folder`, a whole path on the leader's machine, after each step whose number is a multiple of `every` and
+    after step `last`; where a stop leaves it, too, and when it is asked to. `about`: what the manifest says of the
+    graph, the session and the iterators, as JSON.
+    """
+
+    folder: str
+    shards: tuple[SavedShard, ...]
+    every: int
+    last: int
+    about: str
+
+    def is_due(self, number: int) -> bool:
+        return number % self.every == 0 or number == self.last
+
+
+@dataclass(frozen=True, slots=True)
+class FolderInfo:
+    """A folder as a worker sees it. `is_shared`: the client sees the same one. `newest`: the last checkpoint there."""
+
+    is_shared: bool
+    newest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Loop:
     """A training loop, sent to one worker (its leader), which drives all tasks that take part.
 
@@ -140,7 +175,8 @@ class Loop:
     when the step's number is a multiple of `every`. Steps `first` … `first + steps - 1` run in lane `id`.
     `replica` names the replica whose loop this is (empty for one loop over all replicas). `finish`, task -> bundle id,
     runs once when the loop has ended, however it did: it tells others not to wait for this one. `about` is kept by the
-    leader for clients that come back (`nbflow.runs.About`). `evaluation`: what it evaluates on the way.
+    leader for clients that come back (`nbflow.runs.About`). `evaluation`: what it evaluates on the way. `saving`: what
+    it saves, and where.
     """
 
     id: str
@@ -156,6 +192,7 @@ class Loop:
     finish: Mapping[str, str] = field(default_factory=dict)
     about: str = ""
     evaluation: Evaluation | None = None
+    saving: Saving | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +219,7 @@ class RunPage:
     more: bool = False
 
 
-LoopAction = Literal["stop", "pause", "resume", "cancel"]
+LoopAction = Literal["stop", "pause", "resume", "cancel", "save"]
 
 
 class Transport(Protocol):
@@ -222,11 +259,15 @@ class Transport(Protocol):
         ...
 
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
-        """Makes this worker the leader of a loop. Its Metric and RunState events come to the listeners."""
+        """Makes this worker the leader of a loop. Its Metric, RunState and Saved events come to the listeners.
+
+        Raises Rejected for a loop that saves where this worker may not write.
+        """
         ...
 
     def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None:
-        """Stops (after the steps in flight), pauses, resumes, or cancels (the steps in flight too) a loop.
+        """Stops (after the steps in flight), pauses, resumes, or cancels (the steps in flight too) a loop; or has it
+        save what it saves, now, which a Saved event follows.
 
         Unknown loops are ignored.
         """
@@ -240,6 +281,14 @@ class Transport(Protocol):
         """What a run's loops on this worker said after the number `after` (0: from their start), as it is kept here.
 
         Raises Rejected for a run that is not, or no longer, known.
+        """
+        ...
+
+    def look_at_folder(self, folder: str, mark: str, *, timeout_s: float = 10.0) -> FolderInfo:
+        """Whether this worker may save below `folder`, a whole path on its machine, and what it finds there.
+
+        `mark`: a file that the client has put there, by which both know whether they see one folder. Raises Rejected
+        when it may not write there, CheckpointError when it cannot.
         """
         ...
 

@@ -8,6 +8,7 @@ the manifest replaced. What the old manifest named is removed after that.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -172,6 +173,7 @@ class FolderWriter:
         self._table: dict[str, dict[str, Any]] = {}
         self._committed = False
         try:
+            self._is_new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
@@ -214,6 +216,8 @@ class FolderWriter:
             raise
         self._committed = True
         _make_folder_durable(self.folder)
+        if self._is_new:
+            _make_folder_durable(self.folder.parent)
         self._clean(before)
 
     def _write(self, path: Path, data: bytes, mode: str) -> None:
@@ -239,6 +243,9 @@ class FolderWriter:
         if not self._committed:
             for entry in self._shards:
                 (self.folder / entry["file"]).unlink(missing_ok=True)
+            if self._is_new:
+                with contextlib.suppress(OSError):  # somebody else writes there too
+                    self.folder.rmdir()
 
 
 def _modified(path: Path) -> float:

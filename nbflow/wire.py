@@ -8,6 +8,7 @@ VersionMismatch.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from nbflow.errors import NbflowError, PlacementError, Rejected, RunError, Versi
 from nbflow.events import EVENT_TYPES, Event
 from nbflow.plan import Bundle, Constant, Feed, Fetch, Instruction, Plan
 from nbflow.proto import wire_pb2 as pb
-from nbflow.transport import Evaluation, Loop, MetricSource, StepCommand, StepResult
+from nbflow.transport import Evaluation, Loop, MetricSource, SavedShard, Saving, StepCommand, StepResult
 
 WIRE_VERSION = 1
 _MAGIC = int.from_bytes(b"nbfl", "little")
@@ -405,6 +406,7 @@ def encode_loop(loop: Loop) -> pb.Loop:
         finish=dict(loop.finish),
         about=loop.about,
         evaluation=None if loop.evaluation is None else _encode_evaluation(loop.evaluation),
+        saving=None if loop.saving is None else _encode_saving(loop.saving),
     )
 
 
@@ -429,6 +431,7 @@ def decode_loop(message: pb.Loop) -> Loop:
         dict(sorted(message.finish.items())),
         message.about,
         _decode_evaluation(message.evaluation) if message.HasField("evaluation") else None,
+        _decode_saving(message.saving) if message.HasField("saving") else None,
     )
 
 
@@ -449,6 +452,22 @@ def _decode_evaluation(message: pb.Evaluation) -> Evaluation:
         )
     plan = dict(sorted(message.plan.items()))
     return Evaluation(plan, _decode_metrics(message.metrics), message.every, message.batches, message.last)
+
+
+def _encode_saving(saving: Saving) -> pb.Saving:
+    shards = [pb.SavedShard(plan=dict(s.plan), values=_encode_metrics(s.values)) for s in saving.shards]
+    return pb.Saving(folder=saving.folder, shards=shards, every=saving.every, last=saving.last, about=saving.about)
+
+
+def _decode_saving(message: pb.Saving) -> Saving:
+    try:
+        is_about = isinstance(json.loads(message.about), dict)
+    except ValueError:
+        is_about = False
+    if not message.folder or message.every < 1 or not is_about or not all(s.plan for s in message.shards):
+        raise Rejected(f"nothing that can be saved, every {message.every} steps: {message.about[:60]!r}")
+    shards = tuple(SavedShard(dict(sorted(s.plan.items())), _decode_metrics(s.values)) for s in message.shards)
+    return Saving(message.folder, shards, message.every, message.last, message.about)
 
 
 def _encode_metrics(metrics: Sequence[MetricSource]) -> list[pb.MetricSource]:

@@ -302,8 +302,37 @@ class Evaluation(_message.Message):
     last: int
     def __init__(self, plan: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., every: _Optional[int] = ..., batches: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
 
+class SavedShard(_message.Message):
+    __slots__ = ("plan", "values")
+    class PlanEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    plan: _containers.ScalarMap[str, str]
+    values: _containers.RepeatedCompositeFieldContainer[MetricSource]
+    def __init__(self, plan: _Optional[_Mapping[str, str]] = ..., values: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ...) -> None: ...
+
+class Saving(_message.Message):
+    __slots__ = ("folder", "shards", "every", "last", "about")
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    folder: str
+    shards: _containers.RepeatedCompositeFieldContainer[SavedShard]
+    every: int
+    last: int
+    about: str
+    def __init__(self, folder: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[SavedShard, _Mapping]]] = ..., every: _Optional[int] = ..., last: _Optional[int] = ..., about: _Optional[str] = ...) -> None: ...
+
 class Loop(_message.Message):
-    __slots__ = ("id", "run", "step", "report", "metrics", "first", "steps", "every", "stop_on_nan", "replica", "finish", "about", "evaluation")
+    __slots__ = ("id", "run", "step", "report", "metrics", "first", "steps", "every", "stop_on_nan", "replica", "finish", "about", "evaluation", "saving")
     class StepEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -338,6 +367,7 @@ class Loop(_message.Message):
     FINISH_FIELD_NUMBER: _ClassVar[int]
     ABOUT_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    SAVING_FIELD_NUMBER: _ClassVar[int]
     id: str
     run: str
     step: _containers.ScalarMap[str, str]
@@ -351,7 +381,8 @@ class Loop(_message.Message):
     finish: _containers.ScalarMap[str, str]
     about: str
     evaluation: Evaluation
-    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., step: _Optional[_Mapping[str, str]] = ..., report: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., first: _Optional[int] = ..., steps: _Optional[int] = ..., every: _Optional[int] = ..., stop_on_nan: _Optional[bool] = ..., replica: _Optional[str] = ..., finish: _Optional[_Mapping[str, str]] = ..., about: _Optional[str] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+    saving: Saving
+    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., step: _Optional[_Mapping[str, str]] = ..., report: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Iterable[_Union[MetricSource, _Mapping]]] = ..., first: _Optional[int] = ..., steps: _Optional[int] = ..., every: _Optional[int] = ..., stop_on_nan: _Optional[bool] = ..., replica: _Optional[str] = ..., finish: _Optional[_Mapping[str, str]] = ..., about: _Optional[str] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., saving: _Optional[_Union[Saving, _Mapping]] = ...) -> None: ...
 
 class StepStarted(_message.Message):
     __slots__ = ("step", "wall_s")
@@ -445,6 +476,20 @@ class RunState(_message.Message):
     loop: str
     def __init__(self, run: _Optional[str] = ..., status: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., wall_s: _Optional[float] = ..., detail: _Optional[str] = ..., loop: _Optional[str] = ...) -> None: ...
 
+class Saved(_message.Message):
+    __slots__ = ("run", "step", "folder", "wall_s", "loop")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    LOOP_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    step: int
+    folder: str
+    wall_s: float
+    loop: str
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., folder: _Optional[str] = ..., wall_s: _Optional[float] = ..., loop: _Optional[str] = ...) -> None: ...
+
 class WorkerState(_message.Message):
     __slots__ = ("worker", "state", "address", "wall_s", "detail")
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -482,7 +527,7 @@ class OpTimes(_message.Message):
     def __init__(self, bundle: _Optional[str] = ..., nodes: _Optional[_Iterable[str]] = ..., seconds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("step_started", "step_finished", "node_finished", "tensor_moved", "metric", "run_state", "worker_state", "log", "op_times")
+    __slots__ = ("step_started", "step_finished", "node_finished", "tensor_moved", "metric", "run_state", "worker_state", "log", "op_times", "saved")
     STEP_STARTED_FIELD_NUMBER: _ClassVar[int]
     STEP_FINISHED_FIELD_NUMBER: _ClassVar[int]
     NODE_FINISHED_FIELD_NUMBER: _ClassVar[int]
@@ -492,6 +537,7 @@ class Event(_message.Message):
     WORKER_STATE_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
     OP_TIMES_FIELD_NUMBER: _ClassVar[int]
+    SAVED_FIELD_NUMBER: _ClassVar[int]
     step_started: StepStarted
     step_finished: StepFinished
     node_finished: NodeFinished
@@ -501,7 +547,8 @@ class Event(_message.Message):
     worker_state: WorkerState
     log: Log
     op_times: OpTimes
-    def __init__(self, step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., node_finished: _Optional[_Union[NodeFinished, _Mapping]] = ..., tensor_moved: _Optional[_Union[TensorMoved, _Mapping]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., run_state: _Optional[_Union[RunState, _Mapping]] = ..., worker_state: _Optional[_Union[WorkerState, _Mapping]] = ..., log: _Optional[_Union[Log, _Mapping]] = ..., op_times: _Optional[_Union[OpTimes, _Mapping]] = ...) -> None: ...
+    saved: Saved
+    def __init__(self, step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., node_finished: _Optional[_Union[NodeFinished, _Mapping]] = ..., tensor_moved: _Optional[_Union[TensorMoved, _Mapping]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., run_state: _Optional[_Union[RunState, _Mapping]] = ..., worker_state: _Optional[_Union[WorkerState, _Mapping]] = ..., log: _Optional[_Union[Log, _Mapping]] = ..., op_times: _Optional[_Union[OpTimes, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("type", "message", "where", "op", "device", "worker")

@@ -21,7 +21,7 @@ def attach(cluster: Cluster | None = None, run: str | None = None) -> Run:
 
     `cluster=None`: what `nf.run` uses. `run`: its name or id, as `cluster.runs()` lists them; None: the one that began
     last. History is there from the first report. `stop`, `pause`, `resume` and `wait` work as they do where it was
-    started; checkpoints are written by the process that started it, and by no other.
+    started, and so does `checkpoint` where a worker saves; elsewhere the process that started it does, and no other.
 
     Raises GraphError when there is no such run, and Rejected when its workers have forgotten it.
     """
@@ -30,7 +30,13 @@ def attach(cluster: Cluster | None = None, run: str | None = None) -> Run:
     about = record.about
     members = [_member(record.id, part) for part in about.parts]
     made = Run(
-        record.id, _Joined(chosen, record.session), members, about.metrics, evaluated=about.evaluated, adopted=True
+        record.id,
+        _Joined(chosen, record.session),
+        members,
+        about.metrics,
+        evaluated=about.evaluated,
+        adopted=True,
+        saved_by=about.saved_by,
     )
     made.started_s = about.started_s
     made.take_up()
@@ -45,6 +51,7 @@ def about_run(
     members: Sequence[Member],
     checkpoint: str,
     evaluated: Sequence[str] = (),
+    saved_by: str = "",
 ) -> About:
     """What `attach` needs to know of a run that is about to start at this moment."""
     parts = tuple(
@@ -62,7 +69,7 @@ def about_run(
         )
         for m in members
     )
-    return About(name, steps, tuple(metrics), parts, time.time(), checkpoint, tuple(evaluated))
+    return About(name, steps, tuple(metrics), parts, time.time(), checkpoint, tuple(evaluated), saved_by)
 
 
 def _find(records: Sequence[RunRecord], run: str | None) -> RunRecord:

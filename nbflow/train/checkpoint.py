@@ -7,15 +7,10 @@ for bit. Values are fetched and set a shard at a time, as arrays; the folder is 
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from nbflow.current import current_session
 from nbflow.data.state import iterators, restore_state, save_state
@@ -23,16 +18,16 @@ from nbflow.errors import CheckpointError
 from nbflow.graph import Graph, Node, Tensor
 from nbflow.prepare import Prepared
 from nbflow.rewrite import copy_nodes, new_like
+from nbflow.saving import FORMAT, VERSION, checkpoints, newest, write
 from nbflow.session import Session
 from nbflow.spec import format_shape
 from nbflow.structure import Leaf
+from nbflow.transport import MetricSource, SavedShard
 from nbflow.variable import Variable, as_variables, global_variables
-from nbflow.weights import SHARD_BYTES, Array, Folder, FolderWriter, Stored, in_shards
+from nbflow.weights import SHARD_BYTES, Array, Folder, Stored, in_shards
 
-FORMAT = "nbflow.checkpoint"
-VERSION = 1
-# A folder of checkpoints, as a run makes: each in a folder of its own, under the number of its step.
-STEP_FOLDER = re.compile(r"step-(\d+)\Z")
+__all__ = ["Restored", "Snapshot", "checkpoints", "newest", "read", "restore", "save"]
+
 # At most so many names are listed in an error.
 _LISTED = 8
 
@@ -108,25 +103,33 @@ class Snapshot:
             places = [save_state(copies[name]) for name in self._holders]
             self._shards.append((self._holders, session.beside(beside, places)))
 
-    def write(self, path: Path, run: Mapping[str, Any] | None = None) -> Path:
-        """Saves the values as they are now. `run`: what a run notes of itself, with its `step`."""
-        with FolderWriter(path, "variables") as writer:
-            for names, prepared in self._shards:
-                writer.add(dict(zip(names, self._session.look(prepared), strict=True)))
-            writer.commit(
-                {
-                    "format": FORMAT,
-                    "version": VERSION,
-                    "nbflow": importlib.metadata.version("nbflow"),
-                    "numpy": np.__version__,
-                    "time_s": time.time(),
-                    "graph": self._graph,
-                    "session": {"steps": self._session.steps},
-                    "iterators": self._holders,
-                    "run": dict(run or {}),
-                }
-            )
-        return path
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a manifest says of the graph, the session and the iterators, at this moment."""
+        return {"graph": self._graph, "session": {"steps": self._session.steps}, "iterators": self._holders}
+
+    @property
+    def shards(self) -> tuple[SavedShard, ...]:
+        """The plans that fetch the values, for a loop. They are registered for as long as `plans` are kept."""
+        found = []
+        for names, prepared in self._shards:
+            sources = [s for s in prepared.sources if s is not None]
+            values = tuple(MetricSource(n, s.task, s.name) for n, s in zip(names, sources, strict=True))
+            found.append(SavedShard(prepared.bundle_ids, values))
+        return tuple(found)
+
+    @property
+    def plans(self) -> tuple[Prepared, ...]:
+        return tuple(prepared for _, prepared in self._shards)
+
+    def fetch(self) -> Iterator[dict[str, Array]]:
+        """The values as they are now, a shard at a time."""
+        for names, prepared in self._shards:
+            yield dict(zip(names, self._session.look(prepared), strict=True))
+
+    def write(self, path: Path) -> Path:
+        """Saves the values as they are now."""
+        return write(path, self.fetch(), self.about, {})
 
 
 def restore(
@@ -234,25 +237,6 @@ def open_folder(path: Path) -> Folder:
     if not complete:
         raise CheckpointError(f"{path / 'manifest.json'} is damaged: it lacks what every checkpoint has")
     return folder
-
-
-def newest(path: Path) -> Path | None:
-    """`path` when it is a checkpoint, else the one of the highest step among its `step-…` folders; None: there is none.
-
-    A folder without a manifest is one whose writing was cut off: it does not count.
-    """
-    if (path / "manifest.json").exists():
-        return path
-    steps = checkpoints(path)
-    return steps[max(steps)] if steps else None
-
-
-def checkpoints(path: Path) -> dict[int, Path]:
-    """The checkpoints of a run in `path`: step -> folder."""
-    if not path.is_dir():
-        return {}
-    found = {m[1]: entry for entry in path.iterdir() if (m := STEP_FOLDER.match(entry.name)) is not None}
-    return {int(step): entry for step, entry in found.items() if (entry / "manifest.json").exists()}
 
 
 # --- what differs ----------------------------------------------------------------------------------------------------

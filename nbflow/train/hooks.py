@@ -1,19 +1,26 @@
-"""What a run does on schedule beside its steps: evaluation, which the leader of its first loop drives."""
+"""What a run does on schedule beside its steps: evaluation and checkpoints, driven by the leader of its first loop."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from nbflow.errors import GraphError
+from nbflow.errors import CheckpointError, GraphError, Rejected
 from nbflow.graph import Graph, Node, Tensor, ancestors
 from nbflow.ops._build import as_tensor, convert
 from nbflow.rewrite import copy_nodes, new_like
+from nbflow.saving import newest
 from nbflow.session import Session
+from nbflow.train.keeping import Keeper
 from nbflow.train.planning import Member, metric_tensors
 from nbflow.transport import Evaluation, MetricSource
 
+log = logging.getLogger("nbflow.train")
+
+# Who writes the checkpoints of a run: the worker that leads it where that can be, or always, or never.
+Writer = Literal["auto", "worker", "client"]
 # What a single tensor that is evaluated is called.
 ONLY = "evaluation"
 
@@ -86,3 +93,45 @@ def _check_data(step: Node, tensors: Sequence[Tensor]) -> None:
             f"the evaluation would take batches from {', '.join(taken)}, which the training reads; give it data of its "
             "own, such as eval_feeds={batch['x']: test['x'], batch['y']: test['y']}"
         )
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def with_saving(session: Session, members: Sequence[Member], keeper: Keeper, writer: Writer) -> list[Member] | None:
+    """`members`, of which the first saves what `keeper` keeps; None where the client is to.
+
+    Raises GraphError for another `writer` than there is, and when it is "worker" and no worker can: one that may not
+    write there, or cannot, several loops that make steps, or a folder that is another one here and holds checkpoints.
+    """
+    if writer not in ("auto", "worker", "client"):
+        raise GraphError(f'checkpoint_by is "auto", "worker" or "client", not {writer!r}')
+    if writer == "client":
+        return None
+    first, *others = members
+    problem = _why_not(session, members, keeper, writer)
+    if problem:
+        if writer == "worker":
+            raise GraphError(f"no worker can write the checkpoints of this run (checkpoint_by): {problem}")
+        log.info("checkpoints are written by the client: %s", problem)
+        return None
+    saving, plans = keeper.handed_over(first.last)
+    return [replace(first, loop=replace(first.loop, saving=saving), plans=(*first.plans, *plans)), *others]
+
+
+def _why_not(session: Session, members: Sequence[Member], keeper: Keeper, writer: Writer) -> str:
+    if sum(m.counts for m in members) != 1:
+        return "its replicas make steps of their own, and only the client brings them all to a halt between two"
+    leader = members[0].leader
+    try:
+        found = keeper.look(session.transports[leader])
+    except (Rejected, CheckpointError) as error:
+        return error.message
+    here = newest(keeper.folder)
+    if found.is_shared or (writer == "worker" and found.newest == ("" if here is None else here.name)):
+        return ""
+    held = f", where {found.newest} is the last checkpoint" if found.newest else ""
+    return (
+        f"{keeper.folder} is another folder for {leader} than for this process{held}: give one on a disk that both see"
+        + (", copy the checkpoint here to go on from it, or give an empty one" if found.newest else "")
+    )

@@ -1,25 +1,28 @@
 """Checkpoints of a run: a folder a step in the run's folder, the oldest removed, and where a run goes on.
 
-The loops on the workers run in stretches. When all have reached the end of one they are still; the process that started
-the run fetches the variables and writes them, and the next stretch begins. So what is saved is one moment between two
-steps, and the number of a step decides what it draws and computes, whether or not there was a break.
+Where one loop makes all steps, its leader saves between two of them, on schedule, if it may write there: with the
+client or without. Elsewhere the loops on the workers run in stretches. When all have reached the end of one they are
+still; the process that started the run fetches the variables and writes them, and the next stretch begins. Either way
+what is saved is one moment between two steps, and the number of a step decides what it draws and computes, whether or
+not there was a break.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nbflow.errors import CheckpointError, GraphError
 from nbflow.graph import Node, Tensor, ancestors
+from nbflow.prepare import Prepared
+from nbflow.saving import newest, write_step
 from nbflow.session import Session
-from nbflow.train.checkpoint import Snapshot, checkpoints, newest, read
+from nbflow.train.checkpoint import Snapshot, read
+from nbflow.transport import FolderInfo, Saving, Transport
 from nbflow.variable import variables_of
-
-# Of a run so many checkpoints are kept: enough to go back behind a mistake, few enough to forget about.
-KEEP = 5
 
 
 class Keeper:
@@ -68,17 +71,40 @@ class Keeper:
 
     def save(self, step: int, done: Sequence[int]) -> Path:
         """A checkpoint of step `step`, which the loops reached by the steps `done`."""
+        snapshot = self._prepared()
+        return write_step(self.folder, step, done, snapshot.fetch(), snapshot.about)
+
+    def _prepared(self) -> Snapshot:
         if self._snapshot is None:
             self.prepare()
         assert self._snapshot is not None  # prepare made it
-        notes: Mapping[str, Any] = {"step": step, "done": list(done)}
-        made = self._snapshot.write(self.folder / f"step-{step:08d}", notes)
-        kept = checkpoints(self.folder)
-        for old in sorted(kept)[:-KEEP]:
-            # Its manifest first: what is left of it after a crash here is no checkpoint any more.
-            (kept[old] / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(kept[old], ignore_errors=True)
-        return made
+        return self._snapshot
+
+    def handed_over(self, last: int) -> tuple[Saving, tuple[Prepared, ...]]:
+        """What it takes for the loop that makes all steps, up to `last`, to save; and what must be kept for it."""
+        snapshot = self._prepared()
+        saving = Saving(str(self.folder.absolute()), snapshot.shards, self.every, last, json.dumps(snapshot.about))
+        return saving, snapshot.plans
+
+    def look(self, worker: Transport) -> FolderInfo:
+        """The folder as `worker` sees it, under the path that it has here.
+
+        Raises Rejected when the worker may not write there, CheckpointError when it cannot.
+        """
+        mark = self.folder / f".nbflow-{uuid.uuid4().hex}"
+        is_new = not self.folder.exists()
+        with contextlib.suppress(OSError):  # then it is not here, or not for us: no mark is found
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mark.touch(exist_ok=False)
+        found = None
+        try:
+            found = worker.look_at_folder(str(self.folder.absolute()), mark.name)
+        finally:
+            with contextlib.suppress(OSError):
+                mark.unlink(missing_ok=True)
+                if is_new and (found is None or not found.is_shared):
+                    self.folder.rmdir()
+        return found
 
     def stretch_end(self, done: int, last: int, weight: int) -> int:
         """Up to which step a loop that has done `done` of `last` runs next; `weight`: global steps for one of its."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from nbflow import errors
 from nbflow.errors import NbflowError, RunError
-from nbflow.events import Emitter, Event, Listener, Metric, RunState
+from nbflow.events import Emitter, Event, Listener, Metric, RunState, Saved
 
 Curve = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -29,7 +29,7 @@ class Record:
         """Calls `listener` with all that is added from now on; returns what ends it."""
         return self._emitter.add(listener)
 
-    def add_state(self, state: RunState) -> None:
+    def add_state(self, state: RunState | Saved) -> None:
         with self._lock:
             self.events.append(state)
         self._emitter.emit(state)

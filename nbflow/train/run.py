@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
-from nbflow.events import Event, Listener, Log, Metric, RunState, WorkerState
+from nbflow.events import Event, Listener, Log, Metric, RunState, Saved, WorkerState
 from nbflow.prepare import Prepared
 from nbflow.train.keeping import Keeper
 from nbflow.train.planning import Member
@@ -41,7 +41,7 @@ class Run:
     """A training run: its progress, its curves, and the ways to stop it. Made by `nf.train.run` and `nf.train.attach`.
 
     `names`: of metrics. `evaluated`: of what is evaluated on the way. `adopted`: it goes on already, started by another
-    process.
+    process. `saved_by`: the worker that saves it.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class Run:
         *,
         evaluated: Sequence[str] = (),
         adopted: bool = False,
+        saved_by: str = "",
     ) -> None:
         self.id = run_id
+        self.saved_by = saved_by
         self.metric_names = (*names, *evaluated)
         self.steps = sum(m.last for m in members if m.counts)
         self.status = "starting"
@@ -75,6 +77,7 @@ class Run:
         self._resting = False  # paused between two stretches
         self._saves: list[Path] = []
         self._saved_step = -1
+        self._saved_s = 0.0  # when a worker did
         self._lost: set[str] = set()  # workers that the run goes on without
         self._asked: set[LoopAction] = set()
         self._lock = threading.RLock()
@@ -132,12 +135,13 @@ class Run:
         self._control("resume")
 
     def checkpoint(self, timeout: float = 60.0) -> Path:
-        """Saves now, between two steps, and returns the folder; the last one when the run has ended.
+        """Saves now, between two steps, and returns the folder, which is on the machine of `saved_by` where a worker
+        saves; the last one when the run has ended.
 
         Raises GraphError for a run without `checkpoint=`, TimeoutError after `timeout` seconds, the run's error when it
         fails meanwhile.
         """
-        if self._keeper is None and not self._saves:
+        if self._keeper is None and not self._saves and not self.saved_by:
             raise GraphError("the run was started without checkpoint=…, so it has nowhere to save")
         before = len(self._saves)
         deadline = time.monotonic() + timeout
@@ -147,12 +151,15 @@ class Run:
                 self._turn.set()
             elif stretch != self._stretch:
                 stretch = self._stretch
-                self._send("stop")  # the end of a stretch, from which the next one goes on
+                # By the client: the end of a stretch, from which the next one goes on.
+                self._send("save" if self.saved_by else "stop")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no checkpoint was made within {timeout} s (step {self.step} of {self.steps})")
             self._done.wait(POLL_S)
         if self.error is not None:
             raise self.error
+        if not self._saves:
+            raise GraphError(f"the run has ended and saved nothing ({self.detail or self.status})")
         return self._saves[-1]
 
     def request_stop(self) -> None:
@@ -355,6 +362,11 @@ class Run:
                 self._on_metric(event)
             case RunState(run=self.id):
                 self._on_state(event)
+            case Saved(run=self.id):
+                if event.wall_s > self._saved_s:  # else heard, and read again
+                    self._saved_s = event.wall_s
+                    self._saves.append(Path(event.folder))
+                    self.record.add_state(event)
             case Log(level="progress") if self.status not in ENDED:
                 # What takes long before a step can begin, such as filling a shuffle buffer; the next report follows.
                 self._say(self.status, event.message)

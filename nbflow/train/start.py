@@ -14,7 +14,7 @@ from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor, as_node
 from nbflow.train.attach import about_run
 from nbflow.train.display import Display, open_display
-from nbflow.train.hooks import evaluation_tensors, with_evaluation
+from nbflow.train.hooks import Writer, evaluation_tensors, with_evaluation, with_saving
 from nbflow.train.keeping import Keeper
 from nbflow.train.planning import metric_tensors, plan_loops
 from nbflow.train.run import Run
@@ -31,6 +31,7 @@ def run(
     stop_on_nan: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 200,
+    checkpoint_by: Writer = "auto",
     resume: bool = True,
     name: str = "",
     evaluate: Any = None,
@@ -47,8 +48,11 @@ def run(
 
     `checkpoint`: a folder for checkpoints, of every `checkpoint_every` steps and of the last; the last five of them
     stay. With `resume` a run goes on from the last one that is there, and makes the steps that are left of `steps`:
-    after synchronous training with the losses that it would have had without the break, bit for bit. Saving is done by
-    this process between two steps, while the workers wait.
+    after synchronous training with the losses that it would have had without the break, bit for bit. Saving is done
+    between two steps: by the worker that leads the loop, whether this process is there or not, if that worker may write
+    to the folder (workers of `nf.cluster.local` may, others below their `--checkpoints DIR`) and the folder is the same
+    one for both; else, and with asynchronous replicas, by this process. `checkpoint_by="worker"` is an error where no
+    worker can; "client" leaves it to this process.
 
     `evaluate` (a scalar tensor, or name -> scalar tensor) is computed by a worker after every `eval_every` steps and
     after the last, `eval_steps` times in a row, as `nf.run` would between two steps; the means are in the history under
@@ -79,11 +83,15 @@ def run(
     members = plan_loops(session, as_node(step), wanted, run_id, steps, every, stop_on_nan, done)
     if evaluated:
         members = with_evaluation(session, members, as_node(step), evaluated, eval_feeds or {}, eval_every, eval_steps)
-    text = about_run(name or run_id, steps, list(wanted), members, str(checkpoint or ""), list(evaluated)).text()
-    members = [replace(m, loop=replace(m.loop, about=text)) for m in members]
+    saved_by = ""
     if keeper is not None:
         keeper.prepare()
-    made = Run(run_id, session, members, list(wanted), keeper, evaluated=list(evaluated))
+        saving = with_saving(session, members, keeper, checkpoint_by)
+        if saving is not None:
+            members, keeper, saved_by = saving, None, saving[0].leader
+    about = about_run(name or run_id, steps, list(wanted), members, str(checkpoint or ""), list(evaluated), saved_by)
+    members = [replace(m, loop=replace(m.loop, about=about.text())) for m in members]
+    made = Run(run_id, session, members, list(wanted), keeper, evaluated=list(evaluated), saved_by=saved_by)
     display = open_display(made) if show else None
     if background:
         made.begin()

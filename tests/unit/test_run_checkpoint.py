@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 import nbflow as nf
-from nbflow import errors
+from nbflow import errors, saving
 from nbflow.graph import Graph
 from nbflow.inprocess import InProcessCluster
-from nbflow.train import keeping
-from nbflow.train.checkpoint import checkpoints
+from nbflow.saving import checkpoints
 from nbflow.train.keeping import shared_out
 from nbflow.weights import Folder
 
@@ -77,7 +76,7 @@ def test_stretches_do_not_show_in_the_history(tmp_path: Path) -> None:
 def test_the_oldest_are_removed(tmp_path: Path) -> None:
     train(16, tmp_path, checkpoint_every=2)
     assert sorted(checkpoints(tmp_path)) == [8, 10, 12, 14, 16]
-    assert len(list(tmp_path.iterdir())) == keeping.KEEP
+    assert len(list(tmp_path.iterdir())) == saving.KEEP
 
 
 def test_a_run_that_is_over_makes_no_more_steps(tmp_path: Path) -> None:

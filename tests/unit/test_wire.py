@@ -23,7 +23,7 @@ from nbflow.events import EVENT_TYPES, Event
 from nbflow.plan import Bundle, Constant, Feed, Fetch, Instruction, Plan
 from nbflow.proto import wire_pb2 as pb
 from nbflow.spec import TensorSpec
-from nbflow.transport import Evaluation, Loop, MetricSource, StepCommand, StepResult
+from nbflow.transport import Evaluation, Loop, MetricSource, SavedShard, Saving, StepCommand, StepResult
 from tests.unit.test_codec import arrays, attributes, same
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +96,21 @@ commands = st.builds(
     StepCommand, names, names, names, st.integers(0, 2**62), tensors, st.booleans(), st.floats(1e-3, 1e9)
 )
 results = st.builds(StepResult, names, tensors, st.lists(events, max_size=3).map(tuple))
+savings = st.builds(
+    Saving,
+    names,
+    st.lists(
+        st.builds(
+            SavedShard,
+            st.dictionaries(tasks, names, min_size=1),
+            st.lists(st.builds(MetricSource, names, tasks, names), max_size=2).map(tuple),
+        ),
+        max_size=2,
+    ).map(tuple),
+    st.integers(1, 2**40),
+    st.integers(0, 2**40),
+    st.just('{"graph": {}}'),
+)
 evaluations = st.builds(
     Evaluation,
     st.dictionaries(tasks, names, min_size=1),
@@ -117,6 +132,7 @@ loops = st.builds(
     st.booleans(),
     names,
     evaluation=st.none() | evaluations,
+    saving=st.none() | savings,
 )
 
 

@@ -116,6 +116,12 @@ def nbflow() -> None:
     metavar="S",
     help="Forget a session, with its variables, S seconds after it was last used; a running loop uses it.",
 )
+@click.option(
+    "--checkpoints",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    metavar="DIR",
+    help="Let training runs write checkpoints below DIR, which they do without their notebook; else nowhere.",
+)
 @click.option("--orphan", "orphan_s", default=None, type=click.FloatRange(0), hidden=True)
 @click.option("--outlive", is_flag=True, hidden=True)
 @click.option(

@@ -17,7 +17,17 @@ from nbflow.errors import NbflowError, Rejected, WorkerError, WorkerLost
 from nbflow.events import Emitter, Listener, RunState, WorkerState
 from nbflow.plan import Bundle
 from nbflow.proto import wire_pb2
-from nbflow.transport import HostArray, Loop, LoopAction, RunEntry, RunPage, StepCommand, StepResult, WorkerInfo
+from nbflow.transport import (
+    FolderInfo,
+    HostArray,
+    Loop,
+    LoopAction,
+    RunEntry,
+    RunPage,
+    StepCommand,
+    StepResult,
+    WorkerInfo,
+)
 from nbflow_workers import protocol, rpc, status
 from nbflow_workers.dataplane import shm
 from nbflow_workers.dataplane.base import host_id
@@ -217,6 +227,11 @@ class GrpcTransport:
         request = pb.ReadRunRequest(run=run, after=after)
         reply = self._call("ReadRun", request, timeout_s=timeout_s, doing="reading a run")
         return RunPage(tuple(wire.decode_event(e) for e in reply.events), reply.next, reply.more)
+
+    def look_at_folder(self, folder: str, mark: str, *, timeout_s: float = 10.0) -> FolderInfo:
+        request = pb.LookAtFolderRequest(folder=folder, mark=mark)
+        reply = self._call("LookAtFolder", request, timeout_s=timeout_s, doing="looking at a folder")
+        return FolderInfo(reply.is_shared, reply.newest)
 
     def close(self, *, keep_session: bool = False) -> None:
         """Ends the connection, and the session on the worker unless `keep_session`."""

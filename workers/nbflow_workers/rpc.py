@@ -58,6 +58,7 @@ METHODS = {
         Method("Events", pb.Empty, pb.EventReply, reply_stream=True),
         Method("Runs", pb.Empty, pb.RunsReply),
         Method("ReadRun", pb.ReadRunRequest, pb.ReadRunReply),
+        Method("LookAtFolder", pb.LookAtFolderRequest, pb.LookAtFolderReply),
         Method("Shutdown", pb.Empty, pb.Empty),
     )
 }

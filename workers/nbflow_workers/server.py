@@ -357,6 +357,11 @@ class Service:
         page = self._session(context).executor.read_run(request.run, request.after)
         return pb.ReadRunReply(events=[wire.encode_event(e) for e in page.events], next=page.next, more=page.more)
 
+    @_answers
+    def look_at_folder(self, request: pb.LookAtFolderRequest, context: grpc.ServicerContext) -> pb.LookAtFolderReply:
+        found = self._session(context).executor.look_at_folder(request.folder, request.mark)
+        return pb.LookAtFolderReply(is_shared=found.is_shared, newest=found.newest)
+
     # --- streams --------------------------------------------------------------------------------------------------
 
     def steps(self, request: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -401,7 +406,13 @@ def _knows(op: str) -> bool:
     return op in PLAN_OPS or ops.is_registered(op)
 
 
-_ACTIONS: dict[str, LoopAction] = {"stop": "stop", "pause": "pause", "resume": "resume", "cancel": "cancel"}
+_ACTIONS: dict[str, LoopAction] = {
+    "stop": "stop",
+    "pause": "pause",
+    "resume": "resume",
+    "cancel": "cancel",
+    "save": "save",
+}
 
 
 class _LateInbox:

@@ -20,7 +20,7 @@ from nbflow.events import Event, Listener, Log, Metric, RunState
 from nbflow.plan import Bundle
 from nbflow.proto import wire_pb2
 from nbflow.runs import RunBook
-from nbflow.transport import HostArray, Inbox, Loop, LoopAction, RunPage, StepCommand, StepResult
+from nbflow.transport import FolderInfo, HostArray, Inbox, Loop, LoopAction, RunPage, StepCommand, StepResult
 from nbflow_workers.client import GrpcTransport
 from nbflow_workers.dataplane import shm
 from nbflow_workers.frames import Incoming, Outgoing
@@ -51,6 +51,7 @@ class StepExecutor(Inbox, Protocol):
     def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None: ...
     def listen(self, listener: Listener) -> Callable[[], None]: ...
     def read_run(self, run: str, after: int = 0, *, timeout_s: float = 10.0) -> RunPage: ...
+    def look_at_folder(self, folder: str, mark: str, *, timeout_s: float = 10.0) -> FolderInfo: ...
     @property
     def life(self) -> str: ...
     @property

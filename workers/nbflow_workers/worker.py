@@ -57,6 +57,7 @@ class Options:
     `orphan_s`: for workers of a launcher, whose standard input is a pipe from it: end this long after it closed, unless
     somebody calls; None: standard input is not looked at. `no_shm`: peers on this host are reached by TCP too.
     `in_flight_mb`: how many MiB of tensors may be under way to one peer (docs/dataplane.md).
+    `checkpoints`: the folder below which loops may save; None: nowhere.
     `lease_s`: a session that nobody uses is forgotten after this long. `outlive`: with `orphan_s`, sessions keep the
     worker after its launcher is gone, until the last has ended: by its client, or by its lease.
     """
@@ -72,6 +73,7 @@ class Options:
     no_shm: bool = False
     in_flight_mb: int = WINDOW_BYTES // 2**20
     allow_python: bool = False
+    checkpoints: Path | None = None
     spec_out: Path | None = None
     token_file: Path | None = None
     tls_cert: Path | None = None
@@ -187,7 +189,7 @@ def run(options: Options) -> None:
     stop = threading.Event()
 
     def make_executor(info: WorkerInfo, session: str, outbox: Outbox, peers: Callable[[str], Transport]) -> Executor:
-        return Executor(info, backends, session, outbox, peers=peers)
+        return Executor(info, backends, session, outbox, peers=peers, checkpoints=options.checkpoints)
 
     version = int(os.environ.get(TEST_VERSION_VARIABLE, wire.WIRE_VERSION))
     config = Config(info, token, make_executor, dataplane, prefix, tls, version, options.lease_s, stop)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nbflow.errors import WorkerError
+from nbflow.saving import ANYWHERE
 from nbflow_workers.dataplane import shm
 from nbflow_workers.launchers.base import Ask, Handle, Progress
 from nbflow_workers.security import TOKEN_VARIABLE, Token
@@ -151,7 +152,8 @@ class LocalLauncher:
         descriptor, log_name = tempfile.mkstemp(prefix="nbflow-worker-", suffix=".log")
         command = [sys.executable, "-m", "nbflow_workers", "worker", "--listen", "127.0.0.1:0"]
         command += ["--job", ask.job, "--task", str(ask.task), "--devices", ask.devices]
-        command += ["--orphan", str(self._orphan_s), *self._flags]
+        # It is the user's own process, on the user's machine: it may write where the user may.
+        command += ["--checkpoints", str(ANYWHERE), "--orphan", str(self._orphan_s), *self._flags]
         environment = {**os.environ, TOKEN_VARIABLE: token.reveal(), **self._environment}
         for name in _BLAS_VARIABLES:
             environment.setdefault(name, str(blas_threads))

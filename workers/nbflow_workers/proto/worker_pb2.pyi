@@ -192,6 +192,22 @@ class RunEntry(_message.Message):
     states: _containers.RepeatedCompositeFieldContainer[_wire_pb2.Event]
     def __init__(self, run: _Optional[str] = ..., session: _Optional[str] = ..., about: _Optional[str] = ..., since_s: _Optional[float] = ..., states: _Optional[_Iterable[_Union[_wire_pb2.Event, _Mapping]]] = ...) -> None: ...
 
+class LookAtFolderRequest(_message.Message):
+    __slots__ = ("folder", "mark")
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    MARK_FIELD_NUMBER: _ClassVar[int]
+    folder: str
+    mark: str
+    def __init__(self, folder: _Optional[str] = ..., mark: _Optional[str] = ...) -> None: ...
+
+class LookAtFolderReply(_message.Message):
+    __slots__ = ("is_shared", "newest")
+    IS_SHARED_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
+    is_shared: bool
+    newest: str
+    def __init__(self, is_shared: _Optional[bool] = ..., newest: _Optional[str] = ...) -> None: ...
+
 class ReadRunRequest(_message.Message):
     __slots__ = ("run", "after")
     RUN_FIELD_NUMBER: _ClassVar[int]
