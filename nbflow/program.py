@@ -246,8 +246,7 @@ class Program:
             if index is None:
                 index = next((i for i in parked if i in arrived), None)
                 if index is None:
-                    self._wait(run, parked)
-                    held = False
+                    held = not self._wait(run, parked) and held
                     continue
             instruction = self.plan.instructions[index]
             if token.error is not None:
@@ -282,12 +281,14 @@ class Program:
                 return
             self._accept(run, item)
 
-    def _wait(self, run: _Run, parked: set[int]) -> None:
+    def _wait(self, run: _Run, parked: set[int]) -> bool:
+        """Takes what comes next. Whether it had to be waited for: then all that was held back has gone."""
         try:
-            item = run.arrivals.get_nowait()
+            item, waited = run.arrivals.get_nowait(), False
         except Empty:
-            item = self._wait_long(run, parked)
+            item, waited = self._wait_long(run, parked), True
         self._accept(run, item)
+        return waited
 
     def _wait_long(self, run: _Run, parked: set[int]) -> Arrival:
         start = time.monotonic()
