@@ -193,7 +193,7 @@ class Executor:
                 self._runs.pop(bundle, None)
 
     def start_loop(self, loop: Loop, *, timeout_s: float = 30.0) -> None:
-        tasks = {*loop.step, *(loop.evaluation.plan if loop.evaluation is not None else ())}
+        tasks = {*loop.step, *loop.report, *loop.finish, *(loop.evaluation.plan if loop.evaluation is not None else ())}
         if loop.saving is not None:
             self._folder(loop.saving.folder)
             tasks.update(*(shard.plan for shard in loop.saving.shards))

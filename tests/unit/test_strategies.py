@@ -7,7 +7,6 @@ steps float64 models are held to 1e-12, where a wrong weight or a row too many s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,7 @@ import nbflow as nf
 from nbflow.graph import Graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.train import DataParallel, LocalSGD, Pipeline
-from tests.replica_models import BATCH, MODELS, Array, digits, mlp, trained
-
-# The softmax over the keys does not see a bias that all of them share: what is found for its gradient, 0, is rounding.
-NOISE = ("block0/attend/key/bias", "block1/attend/key/bias")
+from tests.replica_models import BATCH, BOUNDS, MODELS, Array, apart, digits, mlp, trained
 
 TWO = ("/job:worker/task:0", "/job:worker/task:1")
 # What is the same as one process but for the order of sums: strategy, workers, ps tasks.
@@ -41,18 +37,6 @@ NOISY: dict[str, tuple[Any, int, int]] = {
     "bfloat16, backup": (DataParallel(compress="bfloat16", backup=1), 3, 1),
     "local": (LocalSGD(every=4), 2, 1),
 }
-# Of each model: the optimizer, and what the mean loss is at most at the end of 40 steps; at first it is above 2.
-BOUNDS: dict[str, tuple[Any, float]] = {
-    "mlp": (nf.optim.Adam(0.005), 1.2),
-    "conv": (nf.optim.Adam(0.005), 1.4),
-    "transformer": (nf.optim.SGD(0.05), 0.5),
-}
-
-
-def apart(found: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
-    """The largest distance of a variable from what is expected, by the norm of that."""
-    kept = [name for name in expected if name not in NOISE and np.any(expected[name])]
-    return max(float(np.linalg.norm(found[n] - expected[n]) / np.linalg.norm(expected[n])) for n in kept)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -188,3 +172,18 @@ def test_asynchronous_updates_are_each_applied_once(options: dict[str, Any]) -> 
         assert nf.run(w) == -rows.reshape(12, 2).mean(axis=1).sum()
         nf.set_cluster(None)
     cluster.close()
+
+
+@pytest.mark.parametrize("strategy", [None, DataParallel(workers=TWO[0])], ids=str)
+def test_a_metric_may_be_computed_on_a_worker_that_the_step_does_not_use(strategy: Any) -> None:
+    cluster = InProcessCluster(4, 0)
+    with Graph().as_default():
+        nf.set_cluster(cluster)
+        loss = mlp("float32")
+        with nf.device("/job:worker/task:3"):
+            doubled = 2.0 * loss
+        step = nf.optim.SGD(0.1).minimize(loss, strategy=strategy)
+        run = nf.train.run(step, 4, {"loss": loss, "doubled": doubled}, every=2, show=False)
+        nf.set_cluster(None)
+    cluster.close()
+    np.testing.assert_allclose(run.history["doubled"], 2 * run.history["loss"], rtol=1e-6)
