@@ -90,12 +90,12 @@ class _Joined:
     """The way to the workers of somebody else's session."""
 
     def __init__(self, cluster: Cluster, session: str) -> None:
-        self._cluster = cluster
+        self.cluster = cluster
         self._session = session
 
     @property
     def transports(self) -> Mapping[str, Transport]:
-        return self._cluster.join(self._session)
+        return self.cluster.join(self._session)
 
     def look(self, prepared: Prepared) -> list[HostArray]:
         raise GraphError("a run that another process started is not prepared here")

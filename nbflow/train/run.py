@@ -16,7 +16,8 @@ from nbflow.prepare import Prepared
 from nbflow.train.keeping import Keeper
 from nbflow.train.planning import Member
 from nbflow.train.record import Curve, Record, error_from
-from nbflow.transport import HostArray, Loop, LoopAction, Transport
+from nbflow.train.returning import Absent
+from nbflow.transport import Cluster, HostArray, Loop, LoopAction, Transport
 
 log = logging.getLogger("nbflow.train")
 
@@ -32,6 +33,8 @@ POLL_S = 0.02
 class Door(Protocol):
     """What a run needs of a Session; for one that another process started, of a cluster."""
 
+    @property
+    def cluster(self) -> Cluster: ...
     @property
     def transports(self) -> Mapping[str, Transport]: ...
     def look(self, prepared: Prepared) -> list[HostArray]: ...
@@ -67,6 +70,8 @@ class Run:
         self.record = Record(self.metric_names)
         self._evaluated = frozenset(evaluated)
         self._session = session
+        self._absent = Absent(run_id, session)
+        self._heard: dict[str, Transport] = {}  # task -> the way on which it is listened to
         self._members = members
         self._progress = [m.loop.first - 1 for m in members]  # steps done, a member
         self._loops: dict[str, tuple[int, Loop]] = {}  # what runs now: loop id -> member, loop
@@ -189,6 +194,9 @@ class Run:
     def _check_leaders(self) -> None:
         try:
             transports = self._session.transports
+        except WorkerLost as error:
+            self._lose(self._members[0].leader, error)
+            return
         except NbflowError as error:
             self._fail(error)
             return
@@ -202,7 +210,10 @@ class Run:
             self._asked.add(action)
             if action in ("pause", "resume"):
                 self._asked.discard("resume" if action == "pause" else "pause")
-        self._send(action)
+        try:
+            self._send(action)
+        except WorkerLost as error:  # asked again when it can be reached
+            log.warning("the workers could not be asked to %s yet: %s", action, error)
         if self._resting and action != "pause":
             self._turn.set()
 
@@ -241,23 +252,20 @@ class Run:
 
     def begin(self) -> None:
         """Starts the loops. Called once, by `nf.train.run`."""
-        transports = self._session.transports
-        tasks = {task for m in self._members for task in m.loop.step}
-        for task in sorted(tasks):
-            self._removers.append(transports[task].listen(self._on_event))
+        self._listen()
         if self._keeper is not None:
             threading.Thread(target=self._keep, name="nbflow-checkpoints", daemon=True).start()
         self._begin_stretch()
 
     def take_up(self) -> None:
-        """Hears what an adopted run says from now on, and reads what it said before. Called once, by
-        `nf.train.attach`. Raises Rejected when its workers have forgotten it."""
+        """Hears what a run says from now on, and reads what it said before: when it is adopted, and when workers that
+        could not be reached are there again. Raises Rejected when its workers have forgotten it."""
         transports = self._session.transports
         leaders = sorted({m.leader for m in self._members if m.leader in transports})
         with self._lock:
-            self._loops = {m.loop.id: (index, m.loop) for index, m in enumerate(self._members)}
-        for task in sorted({task for m in self._members for task in m.loop.step} & set(transports)):
-            self._removers.append(transports[task].listen(self._on_event))
+            if self._adopted and not self._loops:
+                self._loops = {m.loop.id: (index, m.loop) for index, m in enumerate(self._members)}
+        self._listen()
         for leader in leaders:
             after, more = 0, True
             while more:
@@ -265,6 +273,14 @@ class Run:
                 for event in page.events:
                     self._on_event(event)
                 after, more = page.next, page.more
+
+    def _listen(self) -> None:
+        """Listens to all who take part, and are there."""
+        transports = self._session.transports
+        for task in sorted({task for m in self._members for task in m.loop.step} & set(transports)):
+            if self._heard.get(task) is not transports[task]:
+                self._heard[task] = transports[task]
+                self._removers.append(transports[task].listen(self._on_event))
 
     def _is_mine(self, loop_id: str) -> bool:
         """Whether this is a loop that runs now, or, of an adopted run, a later stretch of one. The lock is held."""
@@ -382,13 +398,30 @@ class Run:
             givers = {m.leader for m in self._members if not m.counts}
             spare = max((m.spare for m in self._members), default=0)
             if needed or worker not in givers or len(self._lost) >= spare:
-                self._fail(error)
+                self._miss(worker, error)
                 return
             self._lost.add(worker)
             for loop_id in [k for k, (index, _) in self._loops.items() if self._members[index].leader == worker]:
                 del self._loops[loop_id]
                 self._states.pop(loop_id, None)
         self._say(self.status, f"going on without {worker}")
+
+    def _miss(self, worker: str, error: WorkerLost) -> None:
+        """`worker` cannot be reached, and may be there."""
+        if self.status not in ENDED and self._absent.miss(worker, error):
+            self._say("recovering", error.message)
+            threading.Thread(target=self._return, name="nbflow-return", daemon=True).start()
+
+    def _return(self) -> None:
+        """Waits for the workers that cannot be reached, and goes on with them."""
+        error = self._absent.wait(self.take_up, self._done)
+        if error is not None:
+            # What cannot be reached may go on, and be taken up later.
+            self._fail(error, stop=self._absent.found_gone)
+            return
+        for action in ("cancel", "stop", "pause"):
+            if action in self._asked:
+                self._send(action)
 
     def _on_metric(self, event: Metric) -> None:
         first = self._members[0].loop
@@ -430,13 +463,13 @@ class Run:
         elif event.status not in ENDED:
             self._say(event.status, detail)
 
-    def _fail(self, error: NbflowError) -> None:
+    def _fail(self, error: NbflowError, *, stop: bool = True) -> None:
         with self._lock:
             if self.status in ENDED:
                 return
             self.error = error
         self._end("failed", f"{type(error).__name__}: {error}")
-        if len(self._members) > 1:
+        if stop and len(self._members) > 1:
             self.request_stop()
 
     def _say(self, status: str, detail: str) -> None:

@@ -109,6 +109,7 @@ class Cluster:
         with self._lock:
             self._check_open()
             workers = self._alive()
+            lost_ones = [w for w in self._workers.values() if w not in workers]
             if not workers:
                 lost = "".join(f"\n  {t} is {self._membership.state(t)}: {w}" for t, w in self._why.items())
                 raise WorkerLost(f"cluster {self.name} has no worker left; start or attach some{lost}")
@@ -118,6 +119,8 @@ class Cluster:
             self._transports = {k: t for k, t in self._transports.items() if t.usable}
         for transport in broken:
             transport.close(keep_session=True)
+        # Loops may go on with those that only this process cannot reach: nobody is told to forget them.
+        known = [*workers, *(w for w in lost_ones if not self.ended(w.info.task_name))]
         request = pb.OpenSessionRequest(
             wire_version=wire.WIRE_VERSION,
             session=session,
@@ -125,7 +128,7 @@ class Cluster:
             ca=self._ca,
             peers=[
                 pb.Peer(task=w.info.task_name, address=w.link.address, incarnation=w.info.incarnation, data=w.data)
-                for w in workers
+                for w in known
             ],
         )
 
