@@ -110,11 +110,13 @@ class _Runner:
         self._due = 0  # the step in flight after which no other begins before it is looked at; 0: none
         self._saved = loop.first - 1 if loop.first > 1 else -1  # the step of the last checkpoint
         self._said = 0.0
+        self._left = False
 
     def run(self) -> None:
         try:
             self._say("running")
             ended = ("done", self._until_the_end())
+            self._leave()
             # What a stop leaves is kept, but not when it is there because of what is no number.
             halted = self.control.cancelled or (self.control.stopped and self.not_finite)
             if self._saved != self.last_done and not halted:
@@ -130,8 +132,10 @@ class _Runner:
         self._say(status, detail)
 
     def _leave(self) -> None:
-        if not self.loop.finish:
+        """Runs what ends the loop, once: before the last step's values are looked at, for it may change them."""
+        if not self.loop.finish or self._left:
             return
+        self._left = True
         try:
             self.driver.start(self.loop.finish, self.last_done).wait()
         except NbflowError as error:
@@ -184,6 +188,8 @@ class _Runner:
 
     def _look_at(self, number: int) -> None:
         evaluation, saving = self.loop.evaluation, self.loop.saving
+        if number == self.loop.first + self.loop.steps - 1:
+            self._leave()
         if evaluation is not None and evaluation.is_due(number):
             self._evaluate(evaluation, number)
         if saving is not None and saving.is_due(number) and not (self.not_finite and self.loop.stop_on_nan):

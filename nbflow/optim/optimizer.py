@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from nbflow.variable import Variable, as_variables, variables_of
 LearningRate = float | Tensor | Variable | Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """How a training step is spread over workers; see `nbflow/parallel`."""
 
@@ -95,9 +96,11 @@ class Optimizer(ABC):
         - `loss_scale`: for float16; a run whose gradients are not finite moves nothing, and is not counted by
           `accumulate`.
 
-        Raises ShapeError or DTypeError for another loss, GraphError when nothing can be trained.
+        Raises ShapeError or DTypeError for another loss, GraphError when nothing can be trained, and for what is no
+        strategy.
         """
         scalar = _checked_loss(loss)
+        how = _strategy_attrs(strategy)
         graph = scalar.graph
         trained = _trained(scalar, variables)
         with graph.as_default(), graph.absolute_scope(graph.scoped(name) if name else graph.unique(self.kind)):
@@ -115,8 +118,7 @@ class Optimizer(ABC):
             steps = self._applied(stages.passed(pairs, scope), scope, stages.gate)
             with graph.control_dependencies(steps):
                 steps += stages.after()
-            attrs = {"strategy": strategy.to_attrs() if strategy is not None else ()}
-            return graph.add("group", (), attrs, name="step", control_inputs=steps)
+            return graph.add("group", (), {"strategy": how}, name="step", control_inputs=steps)
 
     def _applied(
         self, pairs: Sequence[tuple[Variable, Gradient]], scope: str, gate: Sequence[Tensor] = ()
@@ -276,6 +278,17 @@ def _graph_of(gradient: Gradient) -> Graph:
 
 def _is_schedule(rate: LearningRate) -> bool:
     return callable(rate) and not isinstance(rate, (Tensor, Variable))
+
+
+def _strategy_attrs(strategy: Strategy | None) -> tuple[AttrValue, ...]:
+    if strategy is None:
+        return ()
+    if isinstance(strategy, type) or not isinstance(strategy, Strategy):
+        raise GraphError(
+            f"{strategy!r} is no strategy; use an object such as nf.train.DataParallel(), nf.train.LocalSGD() or "
+            "nf.train.Pipeline(), or None for a step in one piece"
+        )
+    return strategy.to_attrs()
 
 
 def _checked_loss(loss: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 Between two averages nothing travels but a few scalars. The user's variables hold the last average: that is what
 evaluation and checkpoints see. The slots of the optimizer are averaged as well, so that a run goes on from what they
 hold; counters are those of the first replica. Stich, "Local SGD Converges Fast and Communicates Little" (2019).
+
+An average weighs a replica by its share of the rows since the last one. A replica without rows in a step, as in a last
+batch that is small, has no gradient in it: it counts as 0, and the variables that it would otherwise change stay.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ import numpy as np
 
 from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import GraphError
-from nbflow.graph import Graph, Node, Tensor
+from nbflow.graph import Graph, Node, Tensor, ancestors
 from nbflow.op import AttrValue
-from nbflow.ops import cond, constant, equal, weighted_sum
+from nbflow.ops import cond, constant, equal, not_equal, weighted_sum, where
 from nbflow.ops._build import build
+from nbflow.ops.state import variable_attrs
 from nbflow.parallel.base import ALL, Expanded, Role, keep_only
 from nbflow.parallel.coordinating import NO_BOUND, Coordination, nothing
 from nbflow.parallel.data_parallel import PS, WORKERS, DataParallel
@@ -36,7 +40,8 @@ class LocalSGD:
     """Trains a copy of the variables on each device that matches `workers`; averages them every `every` steps.
 
     Each replica reads its part of the global batch. The variables themselves live on what matches `ps`, or else on the
-    workers. With `every=1` and plain SGD it is synchronous training. Raises GraphError unless `every` is at least 1.
+    workers. With `every=1` and plain SGD it is synchronous training. Where `nf.train.run` ends in the middle of a
+    round, it averages what there is. Raises GraphError unless `every` is at least 1.
     """
 
     every: int = 8
@@ -82,7 +87,7 @@ class LocalSGD:
         made = _Local(Replication(graph, step, fetches, replicas), self.every)
         if role.kind == "open":
             return made.meeting.say(role).expanded(prefer)
-        return made.build(prefer)
+        return made.finish(prefer) if role.kind == "leave" else made.build(prefer)
 
 
 class _Local:
@@ -95,17 +100,28 @@ class _Local:
         kept = [n for n in order if n.op == "variable" or n.op in _SHARED]
         copy_nodes(kept, replication.made, replication.tensors, replication.nodes)
         self.meeting = Coordination(replication)
+        # Each replica's share of the rows, summed since the last average; none without a dataset.
+        self.seen: list[Node] = []
+        for index in range(len(replication.replicas)):
+            self._copy_variables(index)
+
+    def finish(self, prefer: dict[str, str]) -> Expanded:
+        """What a run leaves with: the average, where it ends in the middle of a round."""
+        replication, made = self.replication, self.replication.made
+        with made.as_default(), made.absolute_scope(replication.step.name):
+            under_way = not_equal(self._count() % self.every, 0)
+            end = cond(under_way, self._give, nothing, name="make_average")
+        replication.nodes[replication.step.name] = end
+        keep_only(made, [end])
+        return self._expanded(prefer)
 
     def build(self, prefer: dict[str, str]) -> Expanded:
         replication, made = self.replication, self.replication.made
         name = replication.step.name
-        pace = {"worker": 0, "staleness": NO_BOUND}
-        count = self.meeting.add("coordinator_pace", (self.meeting.handle,), pace, name=f"{name}/count").outputs[0]
-        for index in range(len(replication.replicas)):
-            self._copy_variables(index)
+        count = self._count()
         with made.as_default(), made.absolute_scope(name):
             begin = cond(equal(count % self.every, 0), self._take, nothing, name="take_average")
-        steps = [self._replica(index, begin) for index in range(len(replication.replicas))]
+        steps = [end for index in range(len(replication.replicas)) for end in self._replica(index, begin)]
         with made.as_default(), made.absolute_scope(name), made.control_dependencies(steps):
             end = cond(equal((count + 1) % self.every, 0), self._give, nothing, name="make_average")
         tick = self.meeting.add(
@@ -119,8 +135,17 @@ class _Local:
                 )
         replication.nodes[name] = tick
         keep_only(made, [tick, *(replication.stands_for(f) for f in replication.fetches)])
-        own = frozenset(c.name for copies in self.copies.values() for c in copies)
-        found = replication.expanded(prefer)
+        return self._expanded(prefer)
+
+    def _count(self) -> Tensor:
+        """How many steps were made."""
+        pace = {"worker": 0, "staleness": NO_BOUND}
+        name = f"{self.replication.step.name}/count"
+        return self.meeting.add("coordinator_pace", (self.meeting.handle,), pace, name=name).outputs[0]
+
+    def _expanded(self, prefer: dict[str, str]) -> Expanded:
+        own = frozenset(c.name for copies in (*self.copies.values(), self.seen) for c in copies)
+        found = self.replication.expanded(prefer)
         return Expanded(found.graph, found.tensors, found.nodes, prefer, found.replicas, own)
 
     def _copy_variables(self, index: int) -> None:
@@ -135,11 +160,18 @@ class _Local:
         rename = f"replica_{index}/"
         copy_nodes(self.shared, self.replication.made, tensors, {}, rename=lambda n: rename + n, change=place)
         self.replication.of_replica[index] = tensors
+        if self.replication.share is not None:
+            name = f"{rename}{self.replication.step.name}/seen"
+            self.seen.append(
+                self.replication.made.add("variable", (), variable_attrs((), np.dtype(np.float64), False), name=name)
+            )
+            self.seen[-1].device = self.replication.replicas[index]
 
-    def _replica(self, index: int, begin: Node) -> Node:
-        """The whole step on variables of its own, which are there after `begin`; the node that ends it."""
-        replication = self.replication
+    def _replica(self, index: int, begin: Node) -> list[Node]:
+        """The whole step on variables of its own, which are there after `begin`; the nodes that end it."""
+        replication, made = self.replication, self.replication.made
         nodes: dict[str, Node] = dict(replication.nodes)
+        tensors = replication.of_replica[index]
         mine = [n for n in replication.order if n.op != "variable" and n.op not in _SHARED]
 
         def change(old: Node, new: Node) -> None:
@@ -148,10 +180,27 @@ class _Local:
             if any(t.node.op == "variable" for t in new.inputs):
                 new.control_inputs = (*new.control_inputs, begin)
 
-        rename = f"replica_{index}/"
-        tensors = replication.of_replica[index]
-        copy_nodes(mine, replication.made, tensors, nodes, rename=lambda n: rename + n, change=change)
-        return nodes[replication.step.name]
+        def copy(some: Sequence[Node]) -> None:
+            copy_nodes(some, made, tensors, nodes, rename=lambda n: f"replica_{index}/{n}", change=change)
+
+        if replication.share is None:
+            copy(mine)
+            return [nodes[replication.step.name]]
+        first = ancestors([replication.share.node])
+        copy([n for n in mine if n in first])
+        share = tensors[(replication.share.node.name, replication.share.index)]
+        kept = {t.node.name for n in replication.writers if n.op == "assign" for t in n.inputs[1:]}
+        with made.as_default(), made.device(replication.replicas[index]), made.control_dependencies([begin]):
+            for node in (n for n in mine if n not in first):
+                copy([node])
+                for tensor in node.outputs if node.name in replication.copied else ():
+                    home, how = replication.homes.get((node.name, tensor.index), ("", "rows"))
+                    if how != "rows":  # row numbers of no rows are none, but a mean over none is NaN
+                        old = self._read(self.copies[home][index]) if node.name in kept else 0
+                        value = tensors[(node.name, tensor.index)]
+                        tensors[(node.name, tensor.index)] = where(equal(share, 0), old, value)
+            seen = self._add(self.seen[index], share).node
+        return [nodes[replication.step.name], seen]
 
     def _take(self) -> None:
         """The replicas' variables become the shared ones."""
@@ -159,14 +208,22 @@ class _Local:
             value = self._read(self.replication.nodes[variable.name])
             for copy in self.copies[variable.name]:
                 self._assign(copy, value)
+        for seen in self.seen:
+            self._assign(seen, constant(np.float64(0)))
 
     def _give(self) -> None:
         """The shared variables become the mean of the replicas'."""
+        weights = [self._read(seen) for seen in self.seen]
+        if weights:
+            total = weights[0]
+            for weight in weights[1:]:
+                total = total + weight
+            weights = [weight / total for weight in weights]
         for variable in self.shared:
             copies = self.copies[variable.name]
             if kind_of(variable.outputs[0].spec.dtype) in "fc":
                 values = [self._read(c) for c in copies]
-                mean = weighted_sum(values, [constant(np.float64(1.0 / len(copies))) for _ in copies])
+                mean = weighted_sum(values, weights or [constant(np.float64(1.0 / len(copies))) for _ in copies])
             else:
                 mean = self._read(copies[0])
             self._assign(self.replication.nodes[variable.name], mean)
@@ -177,3 +234,7 @@ class _Local:
     def _assign(self, variable: Node, value: Tensor) -> None:
         attrs = {"variable": variable.name, "shape": variable.outputs[0].spec.shape}
         build("assign", (variable.outputs[0], value), attrs)
+
+    def _add(self, variable: Node, value: Tensor) -> Tensor:
+        attrs = {"variable": variable.name, "shape": variable.outputs[0].spec.shape}
+        return build("assign_add", (variable.outputs[0], value), attrs)

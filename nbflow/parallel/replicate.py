@@ -97,6 +97,8 @@ class Replication:
         self.homes = self._homes()
         self.copied = self._replicated()
         readers = [n for n in self.order if n.op == "iterator_next" and n.name in self.copied]
+        # What says of each replica how much of the rows it has; None when there is no dataset.
+        self.share = readers[0].outputs[-1] if readers else None
         check_data(readers, len(replicas), dealt=dealt, what=what)
 
     def _state_writers(self) -> list[Node]:
@@ -233,8 +235,7 @@ class Replication:
 
     def weights(self) -> list[Tensor] | None:
         """Each replica's share of the rows, from its own iterator; None when there is no dataset."""
-        iterators = [n for n in self.order if n.op == "iterator_next" and n.name in self.copied]
-        return None if not iterators else self.parts(iterators[0].outputs[-1])
+        return None if self.share is None else self.parts(self.share)
 
     def has_data(self, tensor: Tensor) -> bool:
         """Whether the replicas compute `tensor` from data of their own."""

@@ -77,17 +77,9 @@ def plan_loops(
     common = Loop(run_id, run_id, {}, {}, (), 1, steps, every, stop_on_nan)
     if replicas > 1 and isinstance(strategy, DataParallel) and strategy.backup:
         return _with_backups(session, step, metrics, common, replicas, strategy.needed(replicas), done)
-    if isinstance(strategy, LocalSGD) and steps % strategy.every:
-        raise GraphError(
-            f"steps={steps} is no multiple of every={strategy.every} of LocalSGD; what follows the last average "
-            "would be lost"
-        )
     copied = isinstance(strategy, LocalSGD) or (isinstance(strategy, DataParallel) and strategy.replicated)
-    if (
-        copied
-        and strategy is not None
-        and len(strategy.replica_devices([i.spec for i in session.cluster.devices()])) > 1
-    ):
+    there = 0 if strategy is None else len(strategy.replica_devices([i.spec for i in session.cluster.devices()]))
+    if copied and there > 1:
         session.look(session.prepare([step], {}, role=Role("open")))
     paced = replicas > 1 and isinstance(strategy, DataParallel) and strategy.staleness is not None
     members = []
@@ -100,6 +92,10 @@ def plan_loops(
         loop = replace(common, id=f"{run_id}-{index}", first=done[index] + 1, steps=share, replica=name)
         member = _member(session, step, metrics, replace(loop, every=max(1, every // replicas)), role, replicas)
         members.append(_paced(session, step, member, index) if paced else member)
+    if isinstance(strategy, LocalSGD) and there > 1:  # a round that is not whole at the end is averaged then
+        finish = session.prepare([step], {}, role=Role("leave"))
+        loop = replace(members[0].loop, finish=finish.bundle_ids)
+        members[0] = replace(members[0], loop=loop, plans=(*members[0].plans, finish))
     return members
 
 

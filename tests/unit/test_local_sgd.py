@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,53 @@ def test_between_averages_no_variable_travels(graph: Graph) -> None:
     assert given >= 2 * 40_000
 
 
-def test_what_is_lost_is_an_error(graph: Graph) -> None:
+def test_rounds_have_at_least_one_step() -> None:
     with pytest.raises(errors.GraphError, match="at least 1"):
         nf.train.LocalSGD(every=0)
-    with pytest.raises(errors.GraphError, match="no multiple"):
-        trained(5, 2, nf.optim.SGD(0.1), steps=12)
+
+
+def test_a_replica_without_rows_changes_nothing_and_weighs_less(graph: Graph) -> None:
+    """Batches of 4 and of 1 for two replicas. By hand: of w, which follows the rows' mean; of `kept`, an average of
+    them on the way; and of m, the momentum, which a gradient of 0 lets decay."""
+    cluster = InProcessCluster(2, 1)
+    data = nf.data.from_arrays({"x": np.float32([0.0, 4.0, 8.0, 16.0, 10.0])}).batch(4).repeat().next()["x"]
+    w = nf.Variable(np.float32(8.0), name="w")
+    kept = nf.Variable(np.float32(0.0), name="kept", trainable=False)
+    with nf.control_dependencies([kept.assign(0.5 * kept + 0.5 * nf.mean(data))]):
+        loss = nf.mean((w - data) ** 2)
+    step = nf.optim.SGD(0.25, momentum=0.5).minimize(loss, strategy=nf.train.LocalSGD(every=2))
+    with nf.Session(cluster, graph) as session:
+        np.testing.assert_allclose(session.run([step, loss])[1], ((64 + 16) / 2 + (0 + 64) / 2) / 2)
+        # Means 2 and 12: w goes from 8 to 5 and 10, by momenta 12 and -8. The second batch is all the first one's.
+        assert session.run([step, loss])[1] == 25.0
+        (m,) = (nf.Variable.from_node(n) for n in graph.nodes.values() if n.name.endswith("/m"))
+        shares = np.array([0.75, 0.25])
+        momenta = np.array([0.5 * 12 + 2 * (5 - 10), 0.5 * -8])
+        np.testing.assert_allclose(session.run(m), shares @ momenta)
+        np.testing.assert_allclose(session.run(w), shares @ (np.array([5.0, 10.0]) - 0.25 * momenta))
+        np.testing.assert_allclose(session.run(kept), shares @ [0.5 * 1 + 0.5 * 10, 6.0])
+    cluster.close()
+
+
+@pytest.mark.parametrize("writer", ["worker", "client"])
+def test_a_run_that_ends_within_a_round_leaves_its_average(graph: Graph, tmp_path: Path, writer: Any) -> None:
+    """Two workers pull w towards 0 and 4; the third step is the first of a second round. Checkpoints have it, too."""
+    cluster = InProcessCluster(2, 1)
+    nf.set_cluster(cluster)
+    data = nf.data.from_arrays({"x": np.float32([0.0, 4.0])}).repeat().batch(2).next()["x"]
+    w = nf.Variable(np.float32(8.0), name="w")
+    loss = nf.mean((w - data) ** 2)
+    step = nf.optim.SGD(0.25).minimize(loss, strategy=nf.train.LocalSGD(every=2))
+    run = nf.train.run(step, 3, checkpoint=tmp_path, checkpoint_by=writer, show=False, evaluate=w + 0.0, eval_every=3)
+    expected = (3.5 / 2 + (3.5 + 4) / 2) / 2
+    assert nf.run(w) == expected
+    assert run.history["evaluation"][-1] == expected
+    nf.run(w.assign(0.0))
+    nf.train.restore(run.checkpoint())
+    assert nf.run(w) == expected
+    # It goes on with a round of its own: 2.75 to 1.375 and 3.375, to 0.6875 and 3.6875.
+    run = nf.train.run(step, 5, checkpoint=tmp_path, checkpoint_by=writer, show=False)
+    assert run.step == 5
+    assert nf.run(w) == (0.6875 + 3.6875) / 2
+    nf.set_cluster(None)
+    cluster.close()

@@ -25,6 +25,7 @@ EXACT: dict[str, tuple[Any, int, int]] = {
     "ps, uneven parts": (DataParallel(), 3, 2),
     "ring": (DataParallel(ps=None), 3, 0),
     "local, averaged each step": (LocalSGD(every=1), 2, 1),
+    "local, uneven parts": (LocalSGD(every=1), 3, 2),
     "pipeline": (Pipeline(TWO, 4), 2, 0),
 }
 # What is not: strategy, workers, ps tasks.
@@ -128,15 +129,16 @@ def test_local_sgd_is_the_average_of_two_that_train_alone(every: int) -> None:
     """Made by hand: two processes, whose variables and momenta are averaged. Bit for bit."""
     optimizer = nf.optim.SGD(0.1, momentum=0.9)
     alone = [Alone(optimizer), Alone(optimizer)]
-    for step in range(2 * every):
+    steps = 2 * every + 1  # the last round has one step
+    for step in range(steps):
         for one, rows in zip(alone, halves(step), strict=True):
             one.run(one.step, rows)
-        if (step + 1) % every == 0:
+        if (step + 1) % every == 0 or step + 1 == steps:
             first, second = (one.values() for one in alone)
             mean = {name: (0.5 * first[name] + 0.5 * second[name]).astype(first[name].dtype) for name in first}
             for one in alone:
                 one.session.assign(mean)
-    _, found = trained(mlp, LocalSGD(every=every), 2, 1, steps=2 * every, optimizer=optimizer)
+    _, found = trained(mlp, LocalSGD(every=every), 2, 1, steps=steps, optimizer=optimizer)
     for name, value in found.items():
         np.testing.assert_array_equal(value, mean[name], err_msg=name)
     for one in alone:

@@ -99,6 +99,20 @@ def test_too_few_replicas_are_left_by_backups(graph: Graph, workers: int, backup
     refused(DataParallel(backup=backup), rows().repeat().batch(8), said, workers)
 
 
+def test_backups_without_workers_are_warned_of(graph: Graph) -> None:
+    step = nf.optim.SGD(0.1).minimize(loss_of(rows().batch(8)), strategy=DataParallel(backup=1))
+    with pytest.warns(
+        UserWarning, match=r"backup=1 has no effect: no device matches workers='/job:worker' \(there are"
+    ):
+        nf.run(step)
+
+
+@pytest.mark.parametrize("strategy", ["sync", DataParallel, 2], ids=str)
+def test_what_is_no_strategy(graph: Graph, strategy: Any) -> None:
+    with pytest.raises(errors.GraphError, match=r"is no strategy; use an object such as nf.train.DataParallel\(\)"):
+        nf.optim.SGD(0.1).minimize(loss_of(rows().batch(8)), strategy=strategy)
+
+
 def test_a_stage_that_computes_nothing(graph: Graph) -> None:
     said = r"stage \d of the pipeline, /job:worker/task:\d/cpu:0, would have nothing to compute: .*use fewer stages"
     refused(Pipeline(TASKS, 2), rows().repeat().batch(8), said, layers=1)
