@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,14 +13,15 @@ from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
 from nbflow.events import Event, Listener, Log, Metric, RunState, Saved, WorkerState
 from nbflow.prepare import Prepared
 from nbflow.train.keeping import Keeper
+from nbflow.train.lines import Lines
+from nbflow.train.loops import ENDED, Loops
 from nbflow.train.planning import Member
 from nbflow.train.record import Curve, Record, error_from
 from nbflow.train.returning import Absent
-from nbflow.transport import Cluster, HostArray, Loop, LoopAction, Transport
+from nbflow.transport import Cluster, HostArray, LoopAction, Transport
 
 log = logging.getLogger("nbflow.train")
 
-ENDED = ("done", "stopped", "failed")
 # How long `stop` and an interrupt wait until the loops have said that they ended.
 STOP_S = 10.0
 # How often whoever waits for a run looks whether the workers that lead it are still there.
@@ -71,12 +71,9 @@ class Run:
         self._evaluated = frozenset(evaluated)
         self._session = session
         self._absent = Absent(run_id, session)
-        self._heard: dict[str, Transport] = {}  # task -> the way on which it is listened to
-        self._members = members
-        self._progress = [m.loop.first - 1 for m in members]  # steps done, a member
-        self._loops: dict[str, tuple[int, Loop]] = {}  # what runs now: loop id -> member, loop
+        self._lines = Lines(run_id, self._on_event)
+        self._loops = Loops(members)
         self._adopted = adopted
-        self._stretch = 0
         self._keeper = keeper
         self._turn = threading.Event()  # a stretch has ended, or the run
         self._resting = False  # paused between two stretches
@@ -87,8 +84,6 @@ class Run:
         self._asked: set[LoopAction] = set()
         self._lock = threading.RLock()
         self._done = threading.Event()
-        self._states: dict[str, RunState] = {}
-        self._removers: list[Callable[[], None]] = []
 
     # --- what it did -----------------------------------------------------------------------------------------------
 
@@ -96,11 +91,11 @@ class Run:
     def step(self) -> int:
         """Steps that are done, over all replicas."""
         with self._lock:
-            return sum(self._counted())
+            return sum(self._loops.counted)
 
-    def _counted(self) -> list[int]:
-        """The steps done by each member whose steps count."""
-        return [done for done, m in zip(self._progress, self._members, strict=True) if m.counts]
+    @property
+    def _members(self) -> Sequence[Member]:
+        return self._loops.members
 
     @property
     def history(self) -> dict[str, Curve]:
@@ -154,8 +149,8 @@ class Run:
         while len(self._saves) == before and not self._done.is_set():
             if self._resting:
                 self._turn.set()
-            elif stretch != self._stretch:
-                stretch = self._stretch
+            elif stretch != self._loops.stretch:
+                stretch = self._loops.stretch
                 # By the client: the end of a stretch, from which the next one goes on.
                 self._send("save" if self.saved_by else "stop")
             if time.monotonic() > deadline:
@@ -223,11 +218,7 @@ class Run:
         transports = self._session.transports
         everyone = everyone or action == "cancel" or self.status in ENDED
         with self._lock:
-            loops = [
-                (self._members[index].leader, loop.id)
-                for index, loop in self._loops.values()
-                if everyone or self._members[index].counts
-            ]
+            loops = self._loops.running(everyone=everyone)
         for leader, loop_id in loops:
             if leader not in transports:
                 continue
@@ -261,70 +252,35 @@ class Run:
         """Hears what a run says from now on, and reads what it said before: when it is adopted, and when workers that
         could not be reached are there again. Raises Rejected when its workers have forgotten it."""
         transports = self._session.transports
-        leaders = sorted({m.leader for m in self._members if m.leader in transports})
+        leaders = {m.leader for m in self._members}
         with self._lock:
-            if self._adopted and not self._loops:
-                self._loops = {m.loop.id: (index, m.loop) for index, m in enumerate(self._members)}
+            if self._adopted:
+                self._loops.adopt()
         self._listen()
-        for leader in leaders:
-            after, more = 0, True
-            while more:
-                page = transports[leader].read_run(self.id, after)
-                for event in page.events:
-                    self._on_event(event)
-                after, more = page.next, page.more
+        self._lines.read(transports, leaders)
 
     def _listen(self) -> None:
         """Listens to all who take part, and are there."""
-        transports = self._session.transports
-        for task in sorted({task for m in self._members for task in m.loop.step} & set(transports)):
-            if self._heard.get(task) is not transports[task]:
-                self._heard[task] = transports[task]
-                self._removers.append(transports[task].listen(self._on_event))
-
-    def _is_mine(self, loop_id: str) -> bool:
-        """Whether this is a loop that runs now, or, of an adopted run, a later stretch of one. The lock is held."""
-        if loop_id in self._loops or not self._adopted:
-            return loop_id in self._loops
-        base, _, stretch = loop_id.partition(".")
-        for known, (index, loop) in list(self._loops.items()):
-            if known.partition(".")[0] == base and int(stretch or 0) > int(known.partition(".")[2] or -1):
-                del self._loops[known]
-                self._loops[loop_id] = (index, replace(loop, id=loop_id))
-                return True
-        return False
+        self._lines.listen(self._session.transports, {task for m in self._members for task in m.loop.step})
 
     def _begin_stretch(self) -> None:
         """Starts the loops: to their ends, or where there are checkpoints to the next one."""
         transports = self._session.transports
+        keeper = self._keeper
+        end = None if keeper is None else lambda m, done: keeper.stretch_end(done, m.last, m.weight)
         with self._lock:
-            self._states = {}
-            self._loops = {}
-            for index, member in enumerate(self._members):
-                done = self._progress[index]
-                if done < member.last and member.leader not in self._lost:
-                    loop = self._next_loop(member, done)
-                    self._loops[loop.id] = (index, loop)
-            self._stretch += 1
-            begun = list(self._loops.values())
-        if not any(self._members[index].counts for index, _ in begun):
+            begun = self._loops.begin(end, self._lost)
+        if not any(member.counts for member, _ in begun):
             self._end("done", f"it had made its {self.steps} steps before")
             return
         for member in self._members:
             if member.opening is not None:
                 self._session.look(member.opening)
-        for index, loop in begun:
-            transports[self._members[index].leader].start_loop(loop)
+        for member, loop in begun:
+            transports[member.leader].start_loop(loop)
         for action in ("cancel", "stop", "pause"):
             if action in self._asked:
                 self._send(action)
-
-    def _next_loop(self, member: Member, done: int) -> Loop:
-        if self._keeper is None:
-            return member.loop
-        end = self._keeper.stretch_end(done, member.last, member.weight) if member.counts else member.last
-        # A loop's id names its lane and its steps, which workers remember: never used twice.
-        return replace(member.loop, id=f"{member.loop.id}.{self._stretch}", first=done + 1, steps=end - done)
 
     def _keep(self) -> None:
         """Saves between the stretches, until the run has ended."""
@@ -343,17 +299,13 @@ class Run:
 
     def _between(self, keeper: Keeper) -> None:
         with self._lock:
-            loops = {k: v for k, v in self._loops.items() if self._members[v[0]].counts}
-            states = {k: s for k, s in self._states.items() if k in loops}
-        detail = next((s.detail for s in states.values() if s.detail), "")
-        halted = any(s.status == "stopped" and s.detail for s in states.values())  # not a number: nothing to keep
+            detail, early = self._loops.detail, self._loops.early
+            # Not a number: nothing to keep.
+            halted = any(state.status == "stopped" and state.detail for _, state in self._loops.states)
         # What an interrupt cancelled may have been half made.
         if not halted and "cancel" not in self._asked:
             self._say("running", "saving")
             self._save(keeper)
-        early = any(
-            s.status == "done" and s.step < loops[k][1].first + loops[k][1].steps - 1 for k, s in states.items()
-        )
         if halted or ({"stop", "cancel"} & self._asked and self.step < self.steps):
             self._end("stopped", detail)
         elif early or self.step >= self.steps:
@@ -369,7 +321,7 @@ class Run:
 
     def _save(self, keeper: Keeper) -> None:
         known = bool(self._saves) and self._saved_step == self.step
-        self._saves.append(self._saves[-1] if known else keeper.save(self.step, self._counted()))
+        self._saves.append(self._saves[-1] if known else keeper.save(self.step, self._loops.counted))
         self._saved_step = self.step
 
     def _on_event(self, event: Event) -> None:
@@ -401,9 +353,7 @@ class Run:
                 self._miss(worker, error)
                 return
             self._lost.add(worker)
-            for loop_id in [k for k, (index, _) in self._loops.items() if self._members[index].leader == worker]:
-                del self._loops[loop_id]
-                self._states.pop(loop_id, None)
+            self._loops.drop(worker)
         self._say(self.status, f"going on without {worker}")
 
     def _miss(self, worker: str, error: WorkerLost) -> None:
@@ -431,37 +381,30 @@ class Run:
         self.record.add_metric(event, self._members[0].weight)
 
     def _on_state(self, event: RunState) -> None:
-        detail = event.detail
         with self._lock:
-            if self.status in ENDED or not self._is_mine(event.loop):
+            if self.status in ENDED:
                 return
-            before = self._states.get(event.loop)
-            if before is not None and before.wall_s > event.wall_s:
-                return  # read after what was heard
-            self._states[event.loop] = event
-            index = self._loops[event.loop][0]
-            self._progress[index] = max(self._progress[index], event.step)
-            member = self._members[index]
-            # Nobody waits for the end of a loop that only gives to others: it may be stuck.
-            loops = [k for k, (number, _) in self._loops.items() if self._members[number].counts]
-            states = [self._states[k] for k in loops if k in self._states]
+            if self._adopted:
+                self._loops.follow(event.loop)
+            member = self._loops.note(event)
+            over, states, detail = self._loops.over, self._loops.states, self._loops.detail
+        if member is None:
+            return
         if event.status == "failed":
-            error = error_from(detail)
+            error = error_from(event.detail)
             if isinstance(error, WorkerLost) and not member.counts:
                 self._lose(member.leader, error)
             else:
                 self._fail(error)
+        elif not member.counts:
             return
-        if not member.counts:
-            return
-        if len(states) == len(loops) and all(s.status in ENDED for s in states):
-            if self._keeper is not None:
-                self._turn.set()
-                return
-            stopped = any(s.status == "stopped" for s in states)
-            self._end("stopped" if stopped else "done", next((s.detail for s in states if s.detail), ""))
-        elif event.status not in ENDED:
-            self._say(event.status, detail)
+        elif not over:
+            if event.status not in ENDED:
+                self._say(event.status, event.detail)
+        elif self._keeper is not None:
+            self._turn.set()
+        else:
+            self._end("stopped" if any(s.status == "stopped" for _, s in states) else "done", detail)
 
     def _fail(self, error: NbflowError, *, stop: bool = True) -> None:
         with self._lock:
@@ -480,10 +423,8 @@ class Run:
 
     def _end(self, status: str, detail: str) -> None:
         self._say(status, detail)
-        # The workers may free them, but those of loops that nobody waits for: they have still to say goodbye.
-        self._members = [replace(m, plans=() if m.counts else m.plans, opening=None) for m in self._members]
+        self._loops.release()
         self._keeper = None
         self._done.set()
         self._turn.set()
-        for remove in self._removers:
-            remove()
+        self._lines.close()
