@@ -95,7 +95,7 @@ def test_conv2d_blocks_of_images_agree_with_the_whole(layout: str, monkeypatch: 
         whole = evaluate([from_images, *grads])
         monkeypatch.setattr("nbflow.backends.numpy.conv._BLOCK_BYTES", 1)
         for one, other in zip(whole, evaluate([from_images, *grads]), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-12)
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_conv2d_with_unknown_dimensions() -> None:
