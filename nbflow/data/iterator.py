@@ -45,6 +45,7 @@ class DataIterator:
     - `shard` = (index, count): of each of those the index-th of count consecutive parts (synchronous replicas).
     - `position`: elements of the whole dataset that were handed out.
     - `fingerprint`: of the dataset; states of another are refused.
+    - `keep`: its state has the last so many elements that it handed out, so that it can be `rewound`.
 
     Elements are made by the caller's thread where that only moves row numbers, by one of its own where it may take
     long, or where the dataset was told to `prefetch`; then waiting can be cancelled, and nothing is lost by it.
@@ -58,6 +59,7 @@ class DataIterator:
         shard: tuple[int, int] = (0, 1),
         deal: tuple[int, int] = (0, 1),
         fingerprint: str = "",
+        keep: int = 0,
     ) -> None:
         for what, (index, count) in (("shard", shard), ("deal", deal)):
             if not 0 <= index < count:
@@ -71,6 +73,8 @@ class DataIterator:
         self._stage = build(tree, self._environment)
         self._stage.restart(())
         self.position = 0
+        self._handed: deque[Columns] = deque(maxlen=keep)
+        self._again: deque[_Ready | None] = deque()  # made before, and not handed out; a feeder has its own
         self._lock = threading.Lock()  # of whoever asks
         self._making = threading.Lock()  # of the stages, and of what is ready
         self._error: BaseException | None = None
@@ -93,6 +97,7 @@ class DataIterator:
                     f"the dataset has no more elements: it ended after {self.position}; .repeat() goes round again"
                 )
             self.position += self._deal[1]
+            self._handed.append(found.raw)
             return found.batch
 
     def export_state(self, check: Callable[[], None] = lambda: None) -> State:
@@ -100,13 +105,14 @@ class DataIterator:
         with _held(self._lock, check), _held(self._making, check):
             if self._error is not None or (self._feeder is not None and self._feeder.error is not None):
                 raise DataError("the dataset failed, so there is no place to continue from")
-            ready = [] if self._feeder is None else list(self._feeder.ready)
+            ready = list(self._again if self._feeder is None else self._feeder.ready)
             return {
                 "version": VERSION,
                 "fingerprint": self._fingerprint,
                 "position": self.position,
                 "ready": [list(r.raw) for r in ready if r is not None],
                 "ended": None in ready,
+                **({"handed": [list(raw) for raw in self._handed]} if self._handed.maxlen else {}),
                 "stage": self._stage.save(),
             }
 
@@ -131,9 +137,12 @@ class DataIterator:
             except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
                 raise DataError(f"the state does not fit this dataset: {type(error).__name__}: {error}") from error
             self.position = state["position"]
+            self._handed.clear()
             if state.get("ended"):
                 ready.append(None)
-            if self._feeder is not None:
+            if self._feeder is None:
+                self._again = deque(ready)
+            else:
                 self._feeder = _Feeder(self._make, self._feeder.ahead, self._making, ready)
 
     def close(self) -> None:
@@ -151,6 +160,8 @@ class DataIterator:
     def _make_here(self) -> _Ready | None:
         if self._error is not None:
             raise self._error
+        if self._again:
+            return self._again[0] if self._again[0] is None else self._again.popleft()
         try:
             with self._making:
                 return self._make()
@@ -184,6 +195,19 @@ class DataIterator:
         rows = len(arrays[0])
         mine = part_of(rows, self._shard)
         return blocks.single([a[mine] for a in arrays]), (mine.stop - mine.start) / rows if rows else 0.0
+
+
+def rewound(state: State, elements: int) -> State | None:
+    """`state`, of one that keeps what it hands out, as it was `elements` elements before; None when it kept fewer.
+
+    That what is handed out again is what it was: it is kept, not made anew.
+    """
+    handed = state.get("handed", ())
+    if not 0 <= elements <= len(handed):
+        return None
+    again = list(handed[len(handed) - elements :])
+    plain = {key: value for key, value in state.items() if key != "handed"}
+    return {**plain, "position": state["position"] - elements, "ready": [*again, *state.get("ready", ())]}
 
 
 class _held:  # noqa: N801  # reads as what it does

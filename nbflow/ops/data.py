@@ -73,7 +73,8 @@ op.define(
     stateful=True,
     doc="holder → the next element of a dataset: an array for each component, then `share`, the float64 part of the "
     "global batch that these rows are. attrs: tree (the dataset), dtypes, shapes, fingerprint (digest of the tree), "
-    "deal (index, count: every count-th element), shard (index, count: the part of each of those). Raises EndOfData.",
+    "deal (index, count: every count-th element), shard (index, count: the part of each of those), keep "
+    "(how many of the last elements its state has; 0). Raises EndOfData.",
 )
 op.define(
     "iterator_state",

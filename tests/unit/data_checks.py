@@ -6,7 +6,7 @@ from typing import Any
 
 from nbflow.data import Dataset
 from nbflow.data.build import Environment
-from nbflow.data.iterator import DataIterator
+from nbflow.data.iterator import DataIterator, rewound
 from nbflow.data.snapshot import pack, unpack
 from nbflow.errors import EndOfData
 
@@ -39,6 +39,27 @@ def check_resumes(dataset: Dataset) -> None:
         fresh.import_state(unpack(kept))
         assert fresh.position == done
         assert drain(fresh) == straight[done:], done
+        if done < len(straight):
+            going.next()
+    going.close()
+
+
+def check_rewinds(dataset: Dataset, keep: int) -> None:
+    """From every place back by up to `keep` elements, through bytes, into one that splits its batches otherwise."""
+    straight = drain(DataIterator(dataset.tree, Environment("it", 3)))
+    going = DataIterator(dataset.tree, Environment("it", 3), keep=keep)
+    for done in range(len(straight) + 1):
+        kept = pack(going.export_state())
+        for back in range(min(keep, done) + 1):
+            state = rewound(unpack(kept), back)
+            assert state is not None, (done, back)
+            fresh = DataIterator(dataset.tree, Environment("it", 3), keep=keep)
+            fresh.import_state(state)
+            assert fresh.position == done - back
+            # Saved again before anything was taken: nothing is lost by it.
+            again = DataIterator(dataset.tree, Environment("it", 3))
+            again.import_state(unpack(pack(fresh.export_state())))
+            assert drain(fresh) == drain(again) == straight[done - back :], (done, back)
         if done < len(straight):
             going.next()
     going.close()

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 import nbflow as nf
 from nbflow import data
-from nbflow.data.iterator import DataIterator
+from nbflow.data.iterator import DataIterator, rewound
 from nbflow.data.snapshot import pack, unpack
 from nbflow.errors import DataError, EndOfData, OpError
 from nbflow.graph import Graph
 from nbflow.inprocess import InProcessCluster
 from nbflow.session import Session
-from tests.unit.data_checks import check_resumes
+from tests.unit.data_checks import check_resumes, check_rewinds
 
 
 def numbers(n: int, first: int = 0) -> data.Dataset:
@@ -56,6 +56,28 @@ DATASETS: dict[str, Callable[[], data.Dataset]] = {
 @pytest.mark.parametrize("name", DATASETS)
 def test_resuming_is_exact(name: str) -> None:
     check_resumes(DATASETS[name]())
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_rewinding_is_exact(name: str) -> None:
+    check_rewinds(DATASETS[name](), keep=2)
+
+
+def test_only_what_was_kept_can_be_rewound() -> None:
+    plain, keeping = DataIterator(numbers(9).tree), DataIterator(numbers(9).tree, keep=2)
+    for iterator in (plain, keeping):
+        for _ in range(4):
+            iterator.next()
+    assert "handed" not in plain.export_state()
+    assert rewound(plain.export_state(), 1) is None
+    assert rewound(keeping.export_state(), 3) is None
+    assert rewound(keeping.export_state(), -1) is None
+    back = rewound(keeping.export_state(), 2)
+    assert back is not None
+    assert back["position"] == 2
+    keeping.import_state(back)
+    # What was handed out before the place it was put to is not its to give back.
+    assert rewound(keeping.export_state(), 1) is None
 
 
 def test_a_state_is_small() -> None:

@@ -48,6 +48,7 @@ class Holder:
         deal: Pair,
         seed: int,
         say: Callable[[str], None],
+        keep: int = 0,
     ) -> DataIterator:
         """The iterator of one replica, made or made anew when anything about the dataset differs."""
         wanted = (fingerprint, seed)
@@ -61,7 +62,7 @@ class Holder:
             environment = Environment(self.name, seed, say)
             # A place among other random draws is another place.
             mark = f"{fingerprint} of {self.name} with seed {seed}" if draws_from_graph(tree) else fingerprint
-            made = DataIterator(tree, environment, shard=shard, deal=deal, fingerprint=mark)
+            made = DataIterator(tree, environment, shard=shard, deal=deal, fingerprint=mark, keep=keep)
             if self._begin is not _BEGINNING:
                 made.import_state(self._begin)
             self._iterators[(shard, deal)] = (wanted, made)
@@ -119,8 +120,9 @@ def iterator_next(
     fingerprint: str,
     shard: Pair,
     deal: Pair,
+    keep: int = 0,
 ) -> tuple[Array, ...]:
-    found = holder.get(tree, fingerprint, shard, deal, ctx.seed, ctx.state.say)
+    found = holder.get(tree, fingerprint, shard, deal, ctx.seed, ctx.state.say, keep)
     return found.next(ctx.check)
 
 
