@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -29,7 +29,7 @@ from nbflow.loop import LoopControl, run_loop
 from nbflow.machines import Machine
 from nbflow.plan import Bundle
 from nbflow.program import Program, StepToken
-from nbflow.rendezvous import REMEMBERED, Rendezvous
+from nbflow.rendezvous import REMEMBERED, Rendezvous, lane_of
 from nbflow.runs import RunBook, listening
 from nbflow.saving import ANYWHERE, allowed, look
 from nbflow.state import StateStore
@@ -125,6 +125,7 @@ class Executor:
         self._lanes: dict[str, _Lane] = {}
         self._running: dict[str, tuple[StepToken, Future[None]]] = {}
         self._cancelled: OrderedDict[str, str] = OrderedDict()
+        self._abandoned: OrderedDict[str, None] = OrderedDict()  # lanes
         self._loops: dict[str, tuple[LoopControl, threading.Thread]] = {}
         self._closed = False
         self.state = StateStore(self._say)
@@ -213,6 +214,9 @@ class Executor:
         thread.start()
 
     def control_loop(self, loop_id: str, action: LoopAction, *, timeout_s: float = 10.0) -> None:
+        if action == "abandon":
+            self._abandon(loop_id)
+            return
         with self._lock:
             found = self._loops.get(loop_id)
         if found is not None:
@@ -256,6 +260,8 @@ class Executor:
     # --- Inbox ---------------------------------------------------------------------------------------------------
 
     def deliver(self, step_id: str, key: str, value: HostArray, moved: Moved | None = None) -> None:
+        if self._abandoned and lane_of(step_id) in self._abandoned:
+            return
         if MARK not in key:
             self.rendezvous.deliver(step_id, key, value, moved)
             return
@@ -289,6 +295,21 @@ class Executor:
             raise Rejected(f"this worker cannot reach {task}", worker=self._info.task_name)
         return self._peers(task)
 
+    def _abandon(self, lane: str) -> None:
+        """Nothing of `lane` runs here from now on, nor is anything kept for it."""
+        with self._lock:
+            self._abandoned[lane] = None
+            while len(self._abandoned) > REMEMBERED:
+                self._abandoned.popitem(last=False)
+            found = self._loops.get(lane)
+            running = [step_id for step_id in self._running if lane_of(step_id) == lane]
+        ends = [self.cancel(step_id, "its run goes on without it") for step_id in running]
+        if found is not None:
+            # Elsewhere: it waits until the others have acknowledged, and some of them may be gone.
+            threading.Thread(target=found[0].apply, args=("cancel",), name="nbflow-abandon", daemon=True).start()
+        wait(ends, timeout=CLOSE_S)
+        self.rendezvous.end_all(lane)
+
     def _retire(self, lane: _Lane) -> bool:
         with self._lock:
             if not lane.queue.empty():
@@ -307,6 +328,8 @@ class Executor:
         token = StepToken(command.step_id, command.number, deadline, command.trace, command.check_numerics)
         with self._lock:
             reason = self._cancelled.get(command.step_id)
+            if command.lane in self._abandoned:
+                reason = "its run goes on without it"
             programs = self._programs.get(command.bundle)
             if reason is None and programs is not None:
                 self._running[command.step_id] = (token, ended)

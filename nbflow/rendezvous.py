@@ -19,6 +19,12 @@ from nbflow.transport import Moved, Outbox
 # within the pipelining depth of the lanes, which is far below this.
 REMEMBERED = 4096
 
+
+def lane_of(step_id: str) -> str:
+    """The lane of a step, as `driver.Driver` names them."""
+    return step_id.rpartition("/")[0]
+
+
 Arrival = tuple[str, Any, Moved | None]  # (key, value, how it came), or ("", exception, None) when it was aborted
 
 
@@ -100,6 +106,13 @@ class Rendezvous:
             self._ended[step_id] = None
             while len(self._ended) > REMEMBERED:
                 self._ended.popitem(last=False)
+
+    def end_all(self, lane: str) -> None:
+        """Forgets all steps of a lane."""
+        with self._lock:
+            ids = [step_id for step_id in self._steps if lane_of(step_id) == lane]
+        for step_id in ids:
+            self.end(step_id)
 
     def in_flight(self) -> int:
         """How many tensors wait to be taken. Zero between steps."""

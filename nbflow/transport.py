@@ -219,7 +219,7 @@ class RunPage:
     more: bool = False
 
 
-LoopAction = Literal["stop", "pause", "resume", "cancel", "save"]
+LoopAction = Literal["stop", "pause", "resume", "cancel", "save", "abandon"]
 
 
 class Transport(Protocol):
@@ -269,7 +269,8 @@ class Transport(Protocol):
         """Stops (after the steps in flight), pauses, resumes, or cancels (the steps in flight too) a loop; or has it
         save what it saves, now, which a Saved event follows.
 
-        Unknown loops are ignored.
+        "abandon", on any worker of a loop: its steps here are cancelled, and none of it runs here ever again, whoever
+        drives it; returns when none does, or after 5 s. Unknown loops are ignored otherwise.
         """
         ...
 

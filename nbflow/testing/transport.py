@@ -388,6 +388,32 @@ def _stops_a_loop(case: _Case) -> None:
     leader.control_loop("no such loop", "stop")
 
 
+def _abandons_a_lane(case: _Case) -> None:
+    """What waits in it ends, on a worker that does not lead it too; nothing of it runs again; other lanes are left."""
+    _, receiver = pair(FIRST, SECOND, 1)
+    door, lane = case.doors[SECOND], uuid.uuid4().hex
+    door.register(receiver)
+    running = door.start(command(receiver, step_id=f"{lane}/0", lane=lane))
+    queued = door.start(command(receiver, step_id=f"{lane}/1", lane=lane))
+    other = command(receiver)
+    waiting = door.start(other)
+    door.control_loop(lane, "abandon")
+    for future in (running, queued, door.start(command(receiver, step_id=f"{lane}/2", lane=lane))):
+        _fails(future, Cancelled)
+    _expect(not waiting.done(), "a step of another lane ended with an abandoned one")
+    wait(door.cancel(other.step_id, "the check says so"))
+    leader, bundle = case.doors[FIRST], constant_bundle(SECOND)
+    door.register(bundle)
+    queue: SimpleQueue[Event] = SimpleQueue()
+    remove = leader.listen(queue.put)
+    loop = _loop(100_000_000, bundle, every=1000)
+    leader.start_loop(loop)
+    door.control_loop(loop.id, "abandon")
+    leader.control_loop(loop.id, "abandon")
+    _events_until(queue, _OVER)
+    remove()
+
+
 def _forgets_listeners(case: _Case) -> None:
     leader, bundle = case.doors[FIRST], constant_bundle(FIRST)
     leader.register(bundle)
@@ -428,6 +454,7 @@ CHECKS: tuple[Callable[[_Case], None], ...] = (
     _says_which_op_failed,
     _drives_a_loop,
     _stops_a_loop,
+    _abandons_a_lane,
     _forgets_listeners,
     _drops_state_that_is_not_there,
     _closes_twice,

@@ -185,7 +185,7 @@ class Service:
         peers, ca = self._peers.get(session_id, ({}, b""))
         peer = peers.get(task)
         if peer is None:
-            raise Rejected(f"{task} is not part of session {session_id}", worker=task)
+            raise WorkerLost(f"{task} is not part of session {session_id}: it has gone, or has not come yet", worker=task)
         link = Link(peer.address, self._config.token, ca=ca, name=task)
         job, _, number = task.removeprefix("/job:").partition("/task:")
         info = WorkerInfo(job, int(number), peer.address, peer.incarnation, None, ())
@@ -412,6 +412,7 @@ _ACTIONS: dict[str, LoopAction] = {
     "resume": "resume",
     "cancel": "cancel",
     "save": "save",
+    "abandon": "abandon",
 }
 
 
