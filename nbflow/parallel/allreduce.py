@@ -24,6 +24,7 @@ from nbflow.parallel.base import Expanded, Role
 from nbflow.parallel.coordinating import NO_BOUND, Coordination, nothing
 from nbflow.parallel.joining import join, share_of
 from nbflow.parallel.replicate import Key, Replication
+from nbflow.parallel.whole import keep_data, make_whole
 from nbflow.rewrite import copy_nodes
 
 # Bytes after which a bucket is sent: large enough that a message's own cost is small, small enough that several travel.
@@ -37,7 +38,7 @@ def build_ring(replication: Replication, role: Role) -> Expanded:
     prefer = {n.name: str(replication.replicas[0]) for n in ring.variables if not str(n.device)}
     if role.kind == "open":
         return ring.meeting.say(role).expanded(prefer)
-    return ring.build(prefer, always=role.kind == "all")
+    return ring.build(prefer, role)
 
 
 class _Ring:
@@ -51,7 +52,7 @@ class _Ring:
         self.nodes: list[dict[str, Node]] = []
         self.meeting = Coordination(replication)
 
-    def build(self, prefer: dict[str, str], *, always: bool) -> Expanded:
+    def build(self, prefer: dict[str, str], role: Role) -> Expanded:
         replication, made = self.replication, self.replication.made
         name = replication.step.name
         pace = {"worker": 0, "staleness": NO_BOUND}
@@ -59,7 +60,7 @@ class _Ring:
         for index in range(self.count):
             self._variables(index)
         with made.as_default(), made.absolute_scope(name):
-            due = constant(True) if always else equal(count, 0)
+            due = constant(True) if role.kind == "all" else equal(count, 0)
             self.begin = cond(due, self._give, nothing, name="give_variables")
         crossing = replication.crossing()
         behind = {n.name for n in replication.order if n.op == "variable" or n.op in _SHARED}
@@ -84,6 +85,10 @@ class _Ring:
         for unused in [n for n in made.nodes.keys() if n not in wanted]:
             del made.nodes[unused]
         own = frozenset(copy.name for _, copy in self.copies)
+        if role.elastic:
+            joined = [tensors[key] for tensors in replication.of_replica.values() for key in replication.given]
+            make_whole(replication, joined, own)
+            keep_data(made)
         return Expanded(
             made, replication.tensors, replication.nodes, prefer, tuple(map(str, replication.replicas)), own
         )
@@ -104,12 +109,14 @@ class _Ring:
         self.nodes.append(dict(self.replication.nodes))
 
     def _rest(self) -> set[str]:
-        """Names of what comes after the joins."""
+        """Names of what comes after the joins. What gradients are computed from comes before, though it may say that it
+        runs after an update, as the output of batch_norm does after that of the moving averages: that is no input."""
         joined = {n.name for n in (*self.replication.applies, *self.replication.writers)}
         found: set[str] = set()
         for node in self.replication.order:
             before = [t.node.name for t in node.inputs] + [c.name for c in node.control_inputs]
-            if node.name in joined or any(b in found for b in before):
+            after = node.name not in self.replication.copied and any(b in found for b in before)
+            if node.name in joined or after:
                 found.add(node.name)
         return found
 

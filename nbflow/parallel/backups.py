@@ -19,6 +19,7 @@ from nbflow.parallel.base import Role
 from nbflow.parallel.compress import packed, unpacked
 from nbflow.parallel.coordinating import Coordination, first_in
 from nbflow.parallel.replicate import Replication
+from nbflow.parallel.whole import make_whole
 from nbflow.spec import TensorSpec
 
 
@@ -28,7 +29,7 @@ def build(replication: Replication, role: Role, count: int, compress: str | None
     if role.kind == "replica":
         return _replica(meeting, role.index, compress)
     if role.kind == "chief":
-        return _chief(meeting, count)
+        return _chief(meeting, count, role.elastic)
     replication.early()
     return meeting.say(role)
 
@@ -72,7 +73,7 @@ def _replica(meeting: Coordination, index: int, compress: str | None) -> Replica
     return meeting.instead(report, fetched)
 
 
-def _chief(meeting: Coordination, count: int) -> Replication:
+def _chief(meeting: Coordination, count: int, elastic: bool) -> Replication:
     replication, name = meeting.replication, meeting.replication.step.name
     begin = meeting.add("coordinator_begin", (meeting.handle,), {"count": count}, name=f"{name}/begin")
     step, workers = begin.outputs
@@ -94,6 +95,8 @@ def _chief(meeting: Coordination, count: int) -> Replication:
         taken.append(take)
         replication.tensors[(tensor.node.name, tensor.index)] = take.outputs[0]
     replication.rest(beside)
+    if elastic:
+        make_whole(replication, [take.outputs[0] for take in taken])
     after = [replication.nodes[replication.step.name], *taken]
     advance = meeting.add("coordinator_advance", (meeting.handle, step), name=f"{name}/advance", after=after)
     fetched = [replication.stands_for(f) for f in replication.fetches]

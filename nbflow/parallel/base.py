@@ -51,10 +51,13 @@ class Role:
     `all`: one graph, as for `nf.run`. `replica`: the steps of replica `index`. `chief`: the updates that the replicas'
     gradients make together. `open`, `leave` (replica `index`), `close`: what is said to the coordinator before and
     after.
+    `elastic`: of a run that workers may leave and join: steps are made whole or not at all (`whole`), and what the
+    strategy asks of the number of replicas follows from how many there are.
     """
 
     kind: RoleKind = "all"
     index: int = 0
+    elastic: bool = False
 
 
 ALL = Role()

@@ -18,8 +18,7 @@ class Coordination:
 
     def __init__(self, replication: Replication) -> None:
         self.replication = replication
-        first = replication.applies[0]
-        self.home = next(t.node.name for t in first.inputs if t.spec.resource)
+        self.home = replication.home
         # Of another number of replicas it is another one.
         name = f"{replication.step.name}/of_{len(replication.replicas)}_replicas"
         self.handle = self.add("coordinator", (), {"replicas": len(replication.replicas)}, name=name).outputs[0]

@@ -25,6 +25,7 @@ from nbflow.parallel.compress import check_compress
 from nbflow.parallel.joining import join_all
 from nbflow.parallel.pieces import even, splittable
 from nbflow.parallel.replicate import Replication
+from nbflow.parallel.whole import keep_data, make_whole
 
 KIND = "data_parallel"
 # Below this a variable's transfer is short beside a step that is worth more than one ps.
@@ -138,8 +139,13 @@ class DataParallel:
                     "name some of these, or start a cluster that has such a device"
                 )
 
-    def needed(self, replicas: int) -> int:
-        """How many of `replicas` make a step. Raises GraphError when `backup` leaves too few."""
+    def needed(self, replicas: int, *, elastic: bool = False) -> int:
+        """How many of `replicas` make a step. `elastic`: of fewer replicas fewer are backups, less than half of them.
+
+        Raises GraphError when `backup` leaves too few.
+        """
+        if elastic:
+            return replicas - min(self.backup, (replicas - 1) // 2)
         if self.backup and self.backup >= replicas - self.backup:
             raise GraphError(
                 f"backup={self.backup} of {replicas} workers leaves {replicas - self.backup} to make a step; "
@@ -190,7 +196,7 @@ class DataParallel:
                 )
             return Expanded.unchanged(graph, prefer)
         if self.backup:
-            count = self.needed(len(replicas))
+            count = self.needed(len(replicas), elastic=role.elastic)
             if role.kind != "all":
                 replication = Replication(graph, step, fetches, replicas)
                 return backups.build(replication, role, count, self.compress).expanded(prefer)
@@ -206,4 +212,7 @@ class DataParallel:
         join_all(replication, self.compress)
         replication.rest()
         replication.end_on(replicas[0])
+        if role.elastic:
+            make_whole(replication, [replication.tensors[key] for key in replication.given])
+            keep_data(replication.made)
         return replication.expanded(prefer)

@@ -214,6 +214,16 @@ class Replication:
         elif new.op == "iterator_next":
             new.attrs["deal" if self.dealt else "shard"] = (index, len(self.replicas))
 
+    @property
+    def home(self) -> str:
+        """The name of the first variable that is trained: what all replicas share is beside it."""
+        return next(t.node.name for t in self.applies[0].inputs if t.spec.resource)
+
+    @property
+    def given(self) -> list[Key]:
+        """What the replicas compute for the sake of updates."""
+        return [key for key in self.homes if key[0] in self.copied]
+
     def crossing(self) -> list[Tensor]:
         """Tensors of the replicas that somebody outside reads: updates first, then fetches and others."""
         found: dict[Key, Tensor] = {}

@@ -32,6 +32,20 @@ def test_losses_are_those_of_one_process(graph: Graph, make: Any, workers: int) 
     np.testing.assert_allclose(losses(make, RING, workers, steps=8), losses(make, None, 1, steps=8), rtol=1e-5)
 
 
+def test_what_runs_after_an_update_without_needing_it_is_computed_first(graph: Graph) -> None:
+    """The output of batch_norm follows the moving averages by a control edge; the gradient needs the output."""
+
+    def make(strategy: Any) -> Any:
+        x = np.random.default_rng(0).normal(size=(96, 10)).astype("float32")
+        batch = nf.data.from_arrays({"x": x, "y": (x[:, 0] > 0).astype("int64")}).repeat().batch(24).next()
+        h = nf.layers.batch_norm(nf.layers.dense(batch["x"], 8, name="first"), name="norm")
+        loss = nf.mean(nf.nn.softmax_cross_entropy(nf.layers.dense(h, 2, name="second"), batch["y"]))
+        return nf.optim.Adam(0.05).minimize(loss, strategy=strategy), loss
+
+    ring, plain = losses(make, RING, 3), losses(make, nf.train.DataParallel(), 3)
+    np.testing.assert_allclose(ring, plain, rtol=1e-5)
+
+
 @pytest.mark.parametrize("strategy", [RING, nf.train.DataParallel()], ids=["ring", "ps"])
 def test_gradients_travel_while_others_are_computed(
     graph: Graph, monkeypatch: pytest.MonkeyPatch, strategy: Any
