@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nbflow.backends import cupy
 from nbflow.backends.base import Backend
@@ -19,7 +19,7 @@ from nbflow.executor import Executor
 from nbflow.hardware import this_cpu
 from nbflow.machines import parse_machine
 from nbflow.runs import RunRecord, merge
-from nbflow.transport import DeviceInfo, HostArray, Links, Moved, Transport, WorkerInfo
+from nbflow.transport import DeviceInfo, HostArray, Leaving, Links, Moved, Transport, WorkerInfo
 
 _numbers = itertools.count()
 
@@ -103,6 +103,10 @@ class InProcessCluster:
 
     def ended(self, task: str) -> str:
         return "" if any(d.spec.task_name == task for d in self._devices) else "there is no such task"
+
+    def before_leaving(self, hook: Leaving) -> Callable[[], None]:
+        """Nobody is ever sent away."""
+        return lambda: None
 
     def _open(self, session: str) -> dict[str, Executor]:
         exchange = _Exchange()

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from nbflow.cost import CostModel
+from nbflow.device import DeviceSpec
 from nbflow.driver import Acknowledgement, Driver
 from nbflow.errors import GraphError, NbflowError, WorkerLost
 from nbflow.events import Emitter, Event
@@ -80,6 +81,7 @@ class Session:
         self._garbage: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (task, bundle) that nobody will run again
         self._cache: OrderedDict[Any, Prepared] = OrderedDict()
         self._held = Held()
+        self._carried: dict[str, HostArray] = {}  # values that are with no worker
         self._initialising: list[str] = []
         self._steps = 0
         self._closed = False
@@ -210,6 +212,32 @@ class Session:
             self._execute(prepared, feeds, number=0)
             self._held.has(keys)
 
+    def carry(self, names: Sequence[str]) -> None:
+        """Takes the values of variables off the workers that hold them, by name: the next run that needs them puts them
+        where it wants them. Those without a value are left out. No step is counted."""
+        with self._lock:
+            have = [name for name in names if name in self.initialised and name not in self._carried]
+            if not have:
+                return
+            self._refresh()
+            self._carried.update(self._taken(have))
+
+    def homes(self) -> dict[str, DeviceSpec]:
+        """Where values live: state key (`prepare.state_key`) -> device."""
+        with self._lock:
+            self._refresh()
+            return {key: home for key, home in self._held.homes.items() if key in self._held.initialised}
+
+    def _taken(self, names: Sequence[str]) -> dict[str, HostArray]:
+        """The values of `names`, which are nowhere else any more, and have no home."""
+        reads = [self.graph.node(f"{name}/read").outputs[0] for name in names]
+        plan = prepare(self.graph, reads, {}, self._setting(), session=self.id)
+        self._initialise(plan)
+        values = dict(zip(names, self.look(plan), strict=True))
+        self.drop_state([state_key(self.graph, name) for name in names])
+        self._cache.clear()  # what was prepared looks for them where they were
+        return values
+
     # --- preparing -------------------------------------------------------------------------------------------------
 
     def prepare(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], *, role: Role = ALL) -> Prepared:
@@ -331,6 +359,10 @@ class Session:
         self._settle(prepared)
         self._held.mourn(prepared.state)
         missing = [key for key in prepared.state if key not in self._held.initialised]
+        carried = {name for key in missing if (name := self._held.whole_name(key)) in self._carried}
+        if carried:
+            self.assign({name: self._carried.pop(name) for name in carried})
+            missing = [key for key in missing if key not in self._held.initialised]
         if missing:
             self._run_initialisers(missing, prepared)
         self._register(prepared)
@@ -346,12 +378,7 @@ class Session:
         if not new:
             return
         names = [key.rsplit(":", 1)[0] for key in new if key in self._held.initialised]
-        values: dict[str, HostArray] = {}
-        if names:
-            reads = [self.graph.node(f"{name}/read").outputs[0] for name in names]
-            plan = prepare(self.graph, reads, {}, self._setting(), session=self.id)
-            self._initialise(plan)
-            values = dict(zip(names, self.look(plan), strict=True))
+        values = self._taken(names) if names else {}
         self.drop_state(list(new))
         self._held.split(new)
         self._cache.clear()  # what was prepared looks for them in one piece

@@ -298,6 +298,10 @@ class Transport(Protocol):
         ...
 
 
+# Called with the tasks that are about to be sent away; what it returns is called when they are gone, or stay after all.
+Leaving = Callable[[Sequence[str]], Callable[[], None]]
+
+
 class Cluster(Protocol):
     """Workers that a Session can use."""
 
@@ -329,6 +333,10 @@ class Cluster(Protocol):
 
     def ended(self, task: str) -> str:
         """How the process of a worker ended, for people; empty while it may only be cut off, or frozen."""
+        ...
+
+    def before_leaving(self, hook: Leaving) -> Callable[[], None]:
+        """Has `hook` called before workers are sent away, in the thread that does so; returns what ends that."""
         ...
 
 

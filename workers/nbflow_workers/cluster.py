@@ -17,7 +17,7 @@ from nbflow import wire
 from nbflow.errors import NbflowError, Rejected, Unauthenticated, VersionMismatch, WorkerError, WorkerLost
 from nbflow.events import Emitter, Listener, WorkerState
 from nbflow.runs import RunRecord, merge
-from nbflow.transport import CLIENT, DeviceInfo, LinkInfo, Links, RunEntry, Transport
+from nbflow.transport import CLIENT, DeviceInfo, Leaving, LinkInfo, Links, RunEntry, Transport
 from nbflow_workers import links, security
 from nbflow_workers import spec as spec_file
 from nbflow_workers.attach import ask_all, beside, may_be_there
@@ -59,6 +59,7 @@ class Cluster:
         self._membership = Membership()
         self._why: dict[str, str] = {}  # task -> how it came to the state it is in, of those that are lost
         self._events = Emitter()
+        self._leaving: list[Leaving] = []
         self._generation = 0
         self._measuring = threading.RLock()
         self._links: dict[tuple[str, str], LinkInfo] = {}
@@ -211,6 +212,12 @@ class Cluster:
             raise Rejected(f"{task} was not started by this cluster: its log is where it was started", worker=task)
         return worker.handle.logs(lines)
 
+    def before_leaving(self, hook: Leaving) -> Callable[[], None]:
+        """Has `hook` called, by `scale`, before workers are sent away; returns what ends that."""
+        with self._lock:
+            self._leaving.append(hook)
+        return lambda: self._leaving.remove(hook) if hook in self._leaving else None
+
     def scale(self, workers: int, *, timeout_s: float = 60.0, progress: Progress | None = None) -> list[WorkerRecord]:
         """Starts or ends tasks of job worker until there are `workers`; the highest numbers go first."""
         if workers < 1:
@@ -222,7 +229,7 @@ class Cluster:
             alive = {w.info.task for w in self._alive() if w.info.job == "worker"}
             have = sorted(w.info.task for w in self._workers.values() if w.info.job == "worker")
         gone = [f"/job:worker/task:{t}" for t in have if t >= workers or t not in alive]
-        self._remove(gone)
+        self._send_away(gone)
         asks = [Ask("worker", t) for t in range(workers) if t not in alive]
         if asks:
             made = _start(self._launcher, asks, self._token, timeout_s=timeout_s, progress=progress)
@@ -286,6 +293,18 @@ class Cluster:
 
     def _alive(self) -> list[Worker]:
         return [self._workers[t] for t in self._membership.alive(self._workers)]
+
+    def _send_away(self, tasks: Sequence[str]) -> None:
+        """Removes workers, after those who use them had their say."""
+        with self._lock:
+            hooks = list(self._leaving) if tasks else []
+        afterwards: list[Callable[[], None]] = []
+        try:
+            afterwards.extend(hook(tasks) for hook in hooks)
+            self._remove(tasks)
+        finally:
+            for call in afterwards:
+                call()
 
     def _remove(self, tasks: Sequence[str]) -> None:
         with self._lock:

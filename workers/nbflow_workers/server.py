@@ -185,7 +185,9 @@ class Service:
         peers, ca = self._peers.get(session_id, ({}, b""))
         peer = peers.get(task)
         if peer is None:
-            raise WorkerLost(f"{task} is not part of session {session_id}: it has gone, or has not come yet", worker=task)
+            raise WorkerLost(
+                f"{task} is not part of session {session_id}: it has gone, or has not come yet", worker=task
+            )
         link = Link(peer.address, self._config.token, ca=ca, name=task)
         job, _, number = task.removeprefix("/job:").partition("/task:")
         info = WorkerInfo(job, int(number), peer.address, peer.incarnation, None, ())
