@@ -263,6 +263,7 @@ class RunBook:
             record = self._records.get(loop.run)
             if record is None:
                 record = self._records[loop.run] = _Record(loop.run, loop.about, self._points)
+            record.about = loop.about or record.about  # a run may change hands
             record.loops.setdefault(loop.id, (0, None))
             ended = [run for run, r in self._records.items() if r.ended]
             for run in ended[: max(0, len(ended) - self._kept_ended)]:

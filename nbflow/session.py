@@ -8,7 +8,7 @@ import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -216,7 +216,7 @@ class Session:
         """Takes the values of variables off the workers that hold them, by name: the next run that needs them puts them
         where it wants them. Those without a value are left out. No step is counted."""
         with self._lock:
-            have = [name for name in names if name in self.initialised and name not in self._carried]
+            have = [name for name in dict.fromkeys(names) if name in self.initialised and name not in self._carried]
             if not have:
                 return
             self._refresh()
@@ -227,6 +227,15 @@ class Session:
         with self._lock:
             self._refresh()
             return {key: home for key, home in self._held.homes.items() if key in self._held.initialised}
+
+    def names_of(self, keys: Iterable[str], *, without_value: bool = False) -> list[str]:
+        """The names of the variables with these state keys, sorted. `without_value`: only of those that have none on
+        any worker, and are not carried either."""
+        with self._lock:
+            self._refresh()
+            wanted = [k for k in keys if not without_value or k not in self._held.initialised]
+            names = {self._held.whole_name(key) for key in wanted}
+            return sorted(names - self._carried.keys() if without_value else names)
 
     def _taken(self, names: Sequence[str]) -> dict[str, HostArray]:
         """The values of `names`, which are nowhere else any more, and have no home."""

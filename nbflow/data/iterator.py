@@ -134,6 +134,7 @@ class DataIterator:
                 else:
                     self._stage.restart(())
                 ready: list[_Ready | None] = [self._ready(tuple(raw)) for raw in state.get("ready", ())]
+                self._skip(state.get("skip", 0), ready)
             except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
                 raise DataError(f"the state does not fit this dataset: {type(error).__name__}: {error}") from error
             self.position = state["position"]
@@ -154,6 +155,14 @@ class DataIterator:
             if not self._closed:
                 self._closed = True
                 self._stage.close()
+
+    def _skip(self, elements: int, ready: list[_Ready | None]) -> None:
+        for done in range(elements):
+            self._environment.report("going on to where it was", done, elements)
+            if ready:
+                ready.pop(0)
+            elif self._stage.next(1) is None:
+                return
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -210,6 +219,12 @@ def rewound(state: State, elements: int) -> State | None:
     return {**plain, "position": state["position"] - elements, "ready": [*again, *state.get("ready", ())]}
 
 
+def advanced(state: State, elements: int) -> State:
+    """`state` as it will be `elements` elements later. These are made, and not handed out, by who begins there."""
+    plain = {key: value for key, value in state.items() if key != "handed"}
+    return {**plain, "position": state["position"] + elements, "skip": state.get("skip", 0) + elements}
+
+
 class _held:  # noqa: N801  # reads as what it does
     """Holds a lock; `check` ends the wait by raising."""
 
@@ -227,6 +242,7 @@ class _held:  # noqa: N801  # reads as what it does
 def check_state(state: Any) -> None:
     """Raises DataError unless `state` looks like one that `export_state` gave."""
     known = isinstance(state, dict) and state.get("version") == VERSION and isinstance(state.get("position"), int)
+    known = known and isinstance(state.get("skip", 0), int) and state.get("skip", 0) >= 0
     if not known or ("stage" in state and not isinstance(state.get("fingerprint"), str)):
         raise DataError(f"not the state of an iterator (of version {VERSION})")
 

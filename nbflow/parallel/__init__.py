@@ -1,6 +1,6 @@
 """Strategies: rewrites of the graph, one a file. The user writes the model once, on one device."""
 
-from nbflow.parallel.base import ALL, Expanded, Role, Strategy, strategy_of
+from nbflow.parallel.base import ALL, Expanded, Role, RoleKind, Strategy, strategy_of
 from nbflow.parallel.data_parallel import DataParallel
 from nbflow.parallel.expand import expand, read_strategy, wanted_splits
 from nbflow.parallel.local_sgd import LocalSGD
@@ -15,6 +15,7 @@ __all__ = [
     "LocalSGD",
     "Pipeline",
     "Role",
+    "RoleKind",
     "Strategy",
     "companions",
     "expand",

@@ -11,7 +11,7 @@ from nbflow.current import current_session
 from nbflow.errors import GraphError
 from nbflow.prepare import Prepared
 from nbflow.runs import About, Part, RunRecord
-from nbflow.train.planning import Member
+from nbflow.train.planning import Member, Planned
 from nbflow.train.run import Run
 from nbflow.transport import Cluster, HostArray, Loop, Transport
 
@@ -32,11 +32,10 @@ def attach(cluster: Cluster | None = None, run: str | None = None) -> Run:
     made = Run(
         record.id,
         _Joined(chosen, record.session),
-        members,
+        Planned(members, saved_by=about.saved_by),
         about.metrics,
         evaluated=about.evaluated,
         adopted=True,
-        saved_by=about.saved_by,
     )
     made.started_s = about.started_s
     made.take_up()
@@ -52,8 +51,9 @@ def about_run(
     checkpoint: str,
     evaluated: Sequence[str] = (),
     saved_by: str = "",
+    started_s: float | None = None,
 ) -> About:
-    """What `attach` needs to know of a run that is about to start at this moment."""
+    """What `attach` needs to know of a run that started at `started_s`, in seconds since the epoch; None: now."""
     parts = tuple(
         Part(
             m.loop.id,
@@ -69,7 +69,7 @@ def about_run(
         )
         for m in members
     )
-    return About(name, steps, tuple(metrics), parts, time.time(), checkpoint, tuple(evaluated), saved_by)
+    return About(name, steps, tuple(metrics), parts, started_s or time.time(), checkpoint, tuple(evaluated), saved_by)
 
 
 def _find(records: Sequence[RunRecord], run: str | None) -> RunRecord:

@@ -26,7 +26,7 @@ from nbflow.transport import MetricSource, SavedShard
 from nbflow.variable import Variable, as_variables, global_variables
 from nbflow.weights import SHARD_BYTES, Array, Folder, Stored, in_shards
 
-__all__ = ["Restored", "Snapshot", "checkpoints", "newest", "read", "restore", "save"]
+__all__ = ["Restored", "Snapshot", "checkpoints", "newest", "place_iterators", "read", "restore", "save"]
 
 # At most so many names are listed in an error.
 _LISTED = 8
@@ -202,13 +202,13 @@ def _set(session: Session, folder: Folder, fit: _Fit, holders: Sequence[Node]) -
     for part in folder.read(targets):
         session.assign({name: value for stored, value in part.items() for name in targets[stored]})
     for part in folder.read(fit.places):
-        _move(session, [n for n in holders if n.name in part], part)
+        place_iterators(session, [n for n in holders if n.name in part], part)
 
 
 # --- iterators -------------------------------------------------------------------------------------------------------
 
 
-def _move(session: Session, holders: Sequence[Node], places: Mapping[str, Array]) -> None:
+def place_iterators(session: Session, holders: Sequence[Node], places: Mapping[str, Array]) -> None:
     """Puts iterators where `places` says."""
     beside, copies = _holders_beside(session, holders)
     with beside.as_default():

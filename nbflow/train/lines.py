@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 
+from nbflow.errors import NbflowError
 from nbflow.events import Listener
 from nbflow.transport import Transport
 
@@ -15,6 +17,7 @@ class Lines:
         self._run = run
         self._hear = hear
         self._heard: dict[str, Transport] = {}  # task -> the way on which it is listened to
+        self._marks: dict[tuple[str, str], int] = {}  # leader, its life -> where to read on
         self._removers: list[Callable[[], None]] = []
 
     def listen(self, transports: Mapping[str, Transport], tasks: Iterable[str]) -> None:
@@ -25,14 +28,28 @@ class Lines:
                 self._removers.append(transports[task].listen(self._hear))
 
     def read(self, transports: Mapping[str, Transport], leaders: Iterable[str]) -> None:
-        """Hears what those of `leaders` that are there said before. Raises Rejected when one has forgotten the run."""
+        """Hears what those of `leaders` that are there said since `mark`, or ever.
+
+        Raises Rejected when one has forgotten the run.
+        """
         for leader in sorted(set(leaders) & set(transports)):
-            after, more = 0, True
-            while more:
-                page = transports[leader].read_run(self._run, after)
-                for event in page.events:
-                    self._hear(event)
-                after, more = page.next, page.more
+            self._read(transports[leader], leader, self._hear)
+
+    def mark(self, transports: Mapping[str, Transport], leaders: Iterable[str]) -> None:
+        """What those of `leaders` that are there said so far is not read again."""
+        for leader in sorted(set(leaders) & set(transports)):
+            with contextlib.suppress(NbflowError):  # gone, or new: nothing to leave out
+                key = (leader, transports[leader].life)
+                self._marks[key] = self._read(transports[leader], leader, lambda event: None)
+
+    def _read(self, transport: Transport, leader: str, hear: Listener) -> int:
+        after, more = self._marks.get((leader, transport.life), 0), True
+        while more:
+            page = transport.read_run(self._run, after)
+            for event in page.events:
+                hear(event)
+            after, more = page.next, page.more
+        return after
 
     def close(self) -> None:
         """Hears nothing more."""

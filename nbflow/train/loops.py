@@ -110,6 +110,12 @@ class Loops:
         self.progress[index] = max(self.progress[index], event.step)
         return self.members[index]
 
+    def replace(self, members: Sequence[Member]) -> None:
+        """The run goes on with these."""
+        self.members = list(members)
+        self.progress = [m.loop.first - 1 for m in members]
+        self._states, self._running = {}, {}
+
     def release(self) -> None:
         """The workers may free their plans, but those of loops that nobody waits for, which have yet to say goodbye."""
         self.members = [replace(m, plans=() if m.counts else m.plans, opening=None) for m in self.members]

@@ -9,11 +9,11 @@ from typing import Any
 from nbflow.device import parse_device
 from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor
-from nbflow.parallel import ALL, DataParallel, LocalSGD, Role, read_strategy, strategy_of
+from nbflow.parallel import DataParallel, LocalSGD, Role, RoleKind, read_strategy, strategy_of
 from nbflow.prepare import Prepared
 from nbflow.session import Session
 from nbflow.structure import Leaf, flatten
-from nbflow.train.keeping import shared_out
+from nbflow.train.keeping import Keeper, shared_out
 from nbflow.transport import Loop, MetricSource
 
 # The length of a loop that ends when others do.
@@ -43,6 +43,15 @@ class Member:
         return self.loop.first + self.loop.steps - 1
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The loops of a run, and who saves it: this process with `keeper`, the worker `saved_by`, or nobody."""
+
+    members: list[Member]
+    keeper: Keeper | None = None
+    saved_by: str = ""
+
+
 def metric_tensors(metrics: Mapping[str, Any]) -> dict[str, Tensor]:
     """The metrics as scalar tensors, by name. Raises GraphError for anything else."""
     found: dict[str, Tensor] = {}
@@ -67,16 +76,19 @@ def plan_loops(
     every: int,
     stop_on_nan: bool,
     done: Sequence[int],
+    *,
+    elastic: bool = False,
 ) -> list[Member]:
     """One loop for synchronous training, one a replica for asynchronous; with backups one that counts, the chief's,
-    and one a replica beside it. `done`: the steps that loops made before."""
+    and one a replica beside it. `done`: the steps that loops made before. `elastic`: see `Role`."""
     strategy = read_strategy(strategy_of(step))
     replicas = 1
     if strategy is not None and strategy.separate:
         replicas = max(1, len(strategy.replica_devices([i.spec for i in session.cluster.devices()])))
     common = Loop(run_id, run_id, {}, {}, (), 1, steps, every, stop_on_nan)
     if replicas > 1 and isinstance(strategy, DataParallel) and strategy.backup:
-        return _with_backups(session, step, metrics, common, replicas, strategy.needed(replicas), done)
+        spare = replicas - strategy.needed(replicas, elastic=elastic)
+        return _with_backups(session, step, metrics, common, replicas, spare, done, elastic)
     copied = isinstance(strategy, LocalSGD) or (isinstance(strategy, DataParallel) and strategy.replicated)
     there = 0 if strategy is None else len(strategy.replica_devices([i.spec for i in session.cluster.devices()]))
     if copied and there > 1:
@@ -86,7 +98,8 @@ def plan_loops(
     loops = min(replicas, steps)
     done = shared_out(done, loops, steps)
     for index in range(loops):
-        role = Role("replica", index) if replicas > 1 else Role("chief") if copied else ALL
+        kind: RoleKind = "replica" if replicas > 1 else "chief" if copied else "all"
+        role = Role(kind, index, elastic)
         name = f"replica_{index}" if replicas > 1 else ""
         share = max(0, steps // replicas + (index < steps % replicas) - done[index])
         loop = replace(common, id=f"{run_id}-{index}", first=done[index] + 1, steps=share, replica=name)
@@ -113,19 +126,20 @@ def _with_backups(
     metrics: Mapping[str, Tensor],
     common: Loop,
     replicas: int,
-    needed: int,
+    spare: int,
     done: Sequence[int],
+    elastic: bool,
 ) -> list[Member]:
-    opening = session.prepare([step], {}, role=Role("open"))
-    close = session.prepare([step], {}, role=Role("close"))
+    opening = session.prepare([step], {}, role=Role("open", 0, elastic))
+    close = session.prepare([step], {}, role=Role("close", 0, elastic))
     (made,) = shared_out(done, 1, common.steps)
     loop = replace(common, id=f"{common.run}-chief", first=made + 1, steps=common.steps - made)
-    chief = _member(session, step, metrics, replace(loop, finish=close.bundle_ids), Role("chief"), 1)
-    members = [replace(chief, opening=opening, plans=(*chief.plans, close), spare=replicas - needed)]
+    chief = _member(session, step, metrics, replace(loop, finish=close.bundle_ids), Role("chief", 0, elastic), 1)
+    members = [replace(chief, opening=opening, plans=(*chief.plans, close), spare=spare)]
     leaves: list[Leaf] = [step, *metrics.values()]
     for index in range(replicas):
-        gives = session.prepare(leaves, {}, role=Role("replica", index))
-        leave = session.prepare([step], {}, role=Role("leave", index))
+        gives = session.prepare(leaves, {}, role=Role("replica", index, elastic))
+        leave = session.prepare([step], {}, role=Role("leave", index, elastic))
         loop = Loop(
             f"{common.run}-{index}",
             common.run,

@@ -12,10 +12,11 @@ from typing import Protocol
 from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
 from nbflow.events import Event, Listener, Log, Metric, RunState, Saved, WorkerState
 from nbflow.prepare import Prepared
+from nbflow.train.elastic import LOOK_S, Change, Elastic
 from nbflow.train.keeping import Keeper
 from nbflow.train.lines import Lines
 from nbflow.train.loops import ENDED, Loops
-from nbflow.train.planning import Member
+from nbflow.train.planning import Member, Planned
 from nbflow.train.record import Curve, Record, error_from
 from nbflow.train.returning import Absent
 from nbflow.transport import Cluster, HostArray, LoopAction, Transport
@@ -26,6 +27,8 @@ log = logging.getLogger("nbflow.train")
 STOP_S = 10.0
 # How often whoever waits for a run looks whether the workers that lead it are still there.
 WATCH_S = 2.0
+# How long a loop that ends after the steps in flight is waited for, before it is looked who is missing.
+HALT_S = 2.0
 # How often whoever waits for a checkpoint looks whether it is there.
 POLL_S = 0.02
 
@@ -44,25 +47,24 @@ class Run:
     """A training run: its progress, its curves, and the ways to stop it. Made by `nf.train.run` and `nf.train.attach`.
 
     `names`: of metrics. `evaluated`: of what is evaluated on the way. `adopted`: it goes on already, started by another
-    process. `saved_by`: the worker that saves it.
+    process. `elastic`: for one whose workers may come and go.
     """
 
     def __init__(
         self,
         run_id: str,
         session: Door,
-        members: Sequence[Member],
+        planned: Planned,
         names: Sequence[str],
-        keeper: Keeper | None = None,
         *,
         evaluated: Sequence[str] = (),
         adopted: bool = False,
-        saved_by: str = "",
+        elastic: Elastic | None = None,
     ) -> None:
         self.id = run_id
-        self.saved_by = saved_by
+        self.saved_by = planned.saved_by
         self.metric_names = (*names, *evaluated)
-        self.steps = sum(m.last for m in members if m.counts)
+        self.steps = sum(m.last for m in planned.members if m.counts)
         self.status = "starting"
         self.detail = ""
         self.error: NbflowError | None = None
@@ -72,9 +74,10 @@ class Run:
         self._session = session
         self._absent = Absent(run_id, session)
         self._lines = Lines(run_id, self._on_event)
-        self._loops = Loops(members)
+        self._loops = Loops(planned.members)
+        self._elastic = elastic
         self._adopted = adopted
-        self._keeper = keeper
+        self._keeper = planned.keeper
         self._turn = threading.Event()  # a stretch has ended, or the run
         self._resting = False  # paused between two stretches
         self._saves: list[Path] = []
@@ -109,6 +112,11 @@ class Run:
     def events(self) -> list[Event]:
         """All that was heard, in that order."""
         return self.record.events
+
+    @property
+    def changes(self) -> list[Change]:
+        """Each time that the run went on with other workers (`elastic=True`), in order."""
+        return [] if self._elastic is None else list(self._elastic.changes)
 
     def __repr__(self) -> str:
         last = ", ".join(f"{k} {v[-1]:.4g}" for k, v in self.history.items() if k != "step" and len(v))
@@ -190,12 +198,13 @@ class Run:
         try:
             transports = self._session.transports
         except WorkerLost as error:
-            self._lose(self._members[0].leader, error)
+            if self._elastic is None:
+                self._lose(self._members[0].leader, error)
             return
         except NbflowError as error:
             self._fail(error)
             return
-        for leader in {m.leader for m in self._members}:
+        for leader in {m.leader for m in self._members} if self._elastic is None else ():
             if leader not in transports:
                 message = f"{leader}, which ran the training loop, has left the cluster"
                 self._lose(leader, WorkerLost(message, worker=leader))
@@ -244,8 +253,10 @@ class Run:
     def begin(self) -> None:
         """Starts the loops. Called once, by `nf.train.run`."""
         self._listen()
-        if self._keeper is not None:
-            threading.Thread(target=self._keep, name="nbflow-checkpoints", daemon=True).start()
+        if self._elastic is not None:
+            self._elastic.arm(self._members)
+        if self._keeper is not None or self._elastic is not None:
+            threading.Thread(target=self._keep, name="nbflow-between", daemon=True).start()
         self._begin_stretch()
 
     def take_up(self) -> None:
@@ -267,7 +278,11 @@ class Run:
         """Starts the loops: to their ends, or where there are checkpoints to the next one."""
         transports = self._session.transports
         keeper = self._keeper
-        end = None if keeper is None else lambda m, done: keeper.stretch_end(done, m.last, m.weight)
+        end: Callable[[Member, int], int] | None = None
+        if keeper is not None:
+            end = lambda m, done: keeper.stretch_end(done, m.last, m.weight)  # noqa: E731  # named for its type
+        elif self._elastic is not None:
+            end = lambda m, done: m.last  # noqa: E731
         with self._lock:
             begun = self._loops.begin(end, self._lost)
         if not any(member.counts for member, _ in begun):
@@ -283,29 +298,107 @@ class Run:
                 self._send(action)
 
     def _keep(self) -> None:
-        """Saves between the stretches, until the run has ended."""
+        """Does what is to be done between the stretches, until the run has ended."""
         try:
             while True:
-                self._turn.wait()
+                turned = self._turn.wait(None if self._elastic is None else LOOK_S)
                 self._turn.clear()
-                if self.status in ENDED or self._keeper is None:
+                if self.status in ENDED:
                     return
-                self._between(self._keeper)
+                try:
+                    if self._elastic is not None and (why := self._elastic.look()):
+                        self._change(self._elastic, why)
+                    elif turned and (self._resting or self._is_over()):
+                        self._between()
+                except WorkerLost as error:
+                    if self._elastic is None or not self._elastic.forgives(error):
+                        raise
         except NbflowError as error:
             self._fail(error)
         except Exception as error:
-            log.exception("a checkpoint could not be made")
-            self._fail(RunError(f"a checkpoint could not be made: {type(error).__name__}: {error}"))
+            log.exception("a run could not go on between two steps")
+            self._fail(RunError(f"the run could not go on between two steps: {type(error).__name__}: {error}"))
 
-    def _between(self, keeper: Keeper) -> None:
+    def _is_over(self) -> bool:
+        """Whether the stretch has ended, and not because a worker is missed."""
+        with self._lock:
+            failed = any(state.status == "failed" for _, state in self._loops.states)
+            return self._loops.over and not failed
+
+    # --- other workers ---------------------------------------------------------------------------------------------
+
+    def _change(self, elastic: Elastic, why: str) -> None:
+        """Goes on with the workers that are there now."""
+        log.info("run %s changes hands: %s", self.id, why)
+        self._say("recovering", why)
+        lanes = self._halt(elastic)
+        if not elastic.gone and self._is_over() and self._is_at_its_end():
+            self._between()
+            return
+        try:
+            planned = elastic.go_on(lanes, self._loops.counted)
+        except WorkerLost as error:  # and nothing helps
+            self._fail(error)
+            return
+        self._lines.mark(self._session.transports, {m.leader for m in self._members})
+        with self._lock:
+            self._loops.replace(planned.members)
+            self._resting = False
+            self._keeper, self.saved_by = planned.keeper, planned.saved_by
+        self._listen()
+        self._say("running", str(elastic.changes[-1]))
+        self._begin_stretch()
+
+    def _halt(self, elastic: Elastic) -> list[str]:
+        """Ends the loops: after the steps in flight, or where a worker is missing at once. The ids of them all."""
+        with self._lock:
+            lanes = [loop_id for _, loop_id in self._loops.running(everyone=True)]
+            gives = any(not m.counts for m in self._members)
+        lost = bool(elastic.gone)
+        if not lost or gives:  # those that lead a step with backups have what they need, or wait for the others
+            self._send("stop")
+        if not lost:
+            while not self._wait_over(HALT_S) and not elastic.gone and not self._done.is_set():
+                continue
+        elif gives:
+            self._wait_over(HALT_S)
+        if not self._wait_over(0):
+            with self._lock:
+                for task in elastic.gone:
+                    self._loops.drop(task)
+            self._send("cancel", everyone=True)
+            self._wait_over(STOP_S)
+        elif gives:
+            self._send("stop", everyone=True)
+        return lanes
+
+    def _wait_over(self, timeout_s: float) -> bool:
+        """Waits until all loops that count have ended."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self._lock:
+                if self._loops.over:
+                    return True
+            if time.monotonic() >= deadline:
+                return False
+            self._done.wait(POLL_S)
+
+    # --- between two stretches ---------------------------------------------------------------------------------------
+
+    def _is_at_its_end(self) -> bool:
+        with self._lock:
+            early = self._loops.early
+        return early or self.step >= self.steps or bool({"stop", "cancel"} & self._asked)
+
+    def _between(self) -> None:
         with self._lock:
             detail, early = self._loops.detail, self._loops.early
             # Not a number: nothing to keep.
             halted = any(state.status == "stopped" and state.detail for _, state in self._loops.states)
         # What an interrupt cancelled may have been half made.
-        if not halted and "cancel" not in self._asked:
+        if self._keeper is not None and not halted and "cancel" not in self._asked:
             self._say("running", "saving")
-            self._save(keeper)
+            self._save(self._keeper)
         if halted or ({"stop", "cancel"} & self._asked and self.step < self.steps):
             self._end("stopped", detail)
         elif early or self.step >= self.steps:
@@ -343,6 +436,9 @@ class Run:
 
     def _lose(self, worker: str, error: WorkerLost) -> None:
         """Goes on without `worker` where the run can, and fails where it cannot."""
+        if self._elastic is not None:
+            self._turn.set()
+            return
         with self._lock:
             if worker in self._lost:
                 return
@@ -392,7 +488,9 @@ class Run:
             return
         if event.status == "failed":
             error = error_from(event.detail)
-            if isinstance(error, WorkerLost) and not member.counts:
+            if self._elastic is not None and self._elastic.forgives(error):
+                self._turn.set()
+            elif isinstance(error, WorkerLost) and not member.counts:
                 self._lose(member.leader, error)
             else:
                 self._fail(error)
@@ -401,7 +499,7 @@ class Run:
         elif not over:
             if event.status not in ENDED:
                 self._say(event.status, event.detail)
-        elif self._keeper is not None:
+        elif self._keeper is not None or self._elastic is not None:
             self._turn.set()
         else:
             self._end("stopped" if any(s.status == "stopped" for _, s in states) else "done", detail)
@@ -426,5 +524,7 @@ class Run:
         self._loops.release()
         self._keeper = None
         self._done.set()
+        if self._elastic is not None:
+            self._elastic.close()
         self._turn.set()
         self._lines.close()

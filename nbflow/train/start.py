@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nbflow.current import current_session
 from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor, as_node
+from nbflow.session import Session
 from nbflow.train.attach import about_run
 from nbflow.train.display import Display, open_display
+from nbflow.train.elastic import Elastic
 from nbflow.train.hooks import Writer, evaluation_tensors, with_evaluation, with_saving
 from nbflow.train.keeping import Keeper
-from nbflow.train.planning import metric_tensors, plan_loops
+from nbflow.train.planning import Planned, metric_tensors, plan_loops
 from nbflow.train.run import Run
 
 
@@ -38,6 +41,7 @@ def run(
     eval_feeds: Mapping[Tensor, Any] | None = None,
     eval_every: int = 100,
     eval_steps: int = 1,
+    elastic: bool = False,
 ) -> Run:
     """Runs `step` (from `optimizer.minimize`) `steps` times, on the workers.
 
@@ -63,35 +67,46 @@ def run(
     the first replica evaluates while the others go on, and the values are of the moment. Where the data of an
     evaluation stand is in no checkpoint.
 
+    `elastic`: workers may join and leave while the run goes on, between two steps; for DataParallel and LocalSGD. After
+    synchronous training the losses are those that one process would have had, whoever was lost (docs/replicas.md).
+    Values that only a lost worker had come from the last checkpoint; without one the run fails. `Run.changes` says what
+    happened. Each update then waits for all gradients of its step.
+
     `name`: what `cluster.runs()` and `nf.train.attach` call the run, on this cluster or from another process; its id,
     when empty.
 
     Raises GraphError for a step that updates nothing, a metric that is not a scalar or a name used twice, an evaluation
-    that would take batches from the training, and the run's own error.
+    that would take batches from the training, `elastic` without replicas, and the run's own error.
     """
     for what, count in {"steps": steps, "every": every, "eval_every": eval_every, "eval_steps": eval_steps}.items():
         if count < 1:
             raise GraphError(f"{what} is at least 1, not {count}")
-    session = current_session()
     wanted = metric_tensors(metrics or {})
     evaluated = evaluation_tensors(evaluate, wanted)
-    run_id = uuid.uuid4().hex[:12]
-    keeper, done = None, []
+    maker = _Maker(
+        current_session(),
+        as_node(step),
+        wanted,
+        steps,
+        every,
+        stop_on_nan,
+        evaluated,
+        eval_feeds or {},
+        eval_every,
+        eval_steps,
+        checkpoint_by,
+        name,
+    )
+    done: list[int] = []
     if checkpoint is not None:
-        keeper = Keeper(checkpoint, checkpoint_every, session, [as_node(step), *wanted.values()])
-        done = keeper.begin(resume)
-    members = plan_loops(session, as_node(step), wanted, run_id, steps, every, stop_on_nan, done)
-    if evaluated:
-        members = with_evaluation(session, members, as_node(step), evaluated, eval_feeds or {}, eval_every, eval_steps)
-    saved_by = ""
-    if keeper is not None:
-        keeper.prepare()
-        saving = with_saving(session, members, keeper, checkpoint_by)
-        if saving is not None:
-            members, keeper, saved_by = saving, None, saving[0].leader
-    about = about_run(name or run_id, steps, list(wanted), members, str(checkpoint or ""), list(evaluated), saved_by)
-    members = [replace(m, loop=replace(m.loop, about=about.text())) for m in members]
-    made = Run(run_id, session, members, list(wanted), keeper, evaluated=list(evaluated), saved_by=saved_by)
+        maker.keeper = Keeper(checkpoint, checkpoint_every, maker.session, [as_node(step), *wanted.values()])
+        done = maker.keeper.begin(resume)
+    membership = None
+    if elastic:
+        maker.elastic = True
+        membership = Elastic(maker.session, as_node(step), list(wanted.values()), maker, maker.keeper)
+    planned = maker(done)
+    made = Run(maker.run_id, maker.session, planned, list(wanted), evaluated=list(evaluated), elastic=membership)
     display = open_display(made) if show else None
     if background:
         made.begin()
@@ -110,6 +125,64 @@ def run(
     if made.error is not None:
         raise made.error
     return made
+
+
+@dataclass(slots=True)
+class _Maker:
+    """What a run was asked for; plans its loops for the workers that are there, each time with other names."""
+
+    session: Session
+    step: Node
+    metrics: Mapping[str, Tensor]
+    steps: int
+    every: int
+    stop_on_nan: bool
+    evaluated: Mapping[str, Tensor]
+    eval_feeds: Mapping[Tensor, Any]
+    eval_every: int
+    eval_steps: int
+    writer: Writer
+    name: str
+    keeper: Keeper | None = None
+    elastic: bool = False
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    started_s: float = field(default_factory=time.time)
+
+    def __call__(self, done: Sequence[int]) -> Planned:
+        session, step, keeper = self.session, self.step, self.keeper
+        members = plan_loops(
+            session,
+            step,
+            self.metrics,
+            self.run_id,
+            self.steps,
+            self.every,
+            self.stop_on_nan,
+            done,
+            elastic=self.elastic,
+        )
+        if self.evaluated:
+            members = with_evaluation(
+                session, members, step, self.evaluated, self.eval_feeds, self.eval_every, self.eval_steps
+            )
+        saved_by = ""
+        if keeper is not None:
+            keeper.prepare()
+            saving = with_saving(session, members, keeper, self.writer)
+            if saving is not None:
+                members, keeper, saved_by = saving, None, saving[0].leader
+        about = about_run(
+            self.name or self.run_id,
+            self.steps,
+            list(self.metrics),
+            members,
+            "" if self.keeper is None else str(self.keeper.folder),
+            list(self.evaluated),
+            saved_by,
+            self.started_s,
+        )
+        members = [replace(m, loop=replace(m.loop, about=about.text())) for m in members]
+        return Planned(members, keeper, saved_by)
 
 
 def _follow(made: Run, display: Display | None) -> None:

@@ -291,3 +291,36 @@ def test_progress_is_told() -> None:
         pass
     assert lines[0] == f"starting {FIRST}"
     assert lines[1].startswith(f"{FIRST} is ready (pid ")
+
+
+def test_who_uses_workers_has_a_say_before_they_are_sent_away(cluster: Cluster) -> None:
+    """And hears when they are gone, or that they are not when another hook would not have it."""
+    said: list[str] = []
+
+    def before(tasks: Any) -> Any:
+        said.append(f"before {' '.join(tasks)}: {len(cluster.devices())}")
+        return lambda: said.append(f"after: {len(cluster.devices())}")
+
+    def refuse(tasks: Any) -> Any:
+        raise Rejected("not now")
+
+    count = len(cluster.devices())
+    workers = sum(w.job == "worker" for w in cluster.workers())
+    remove = cluster.before_leaving(before)
+    try:
+        refused = cluster.before_leaving(refuse)
+        with pytest.raises(Rejected, match="not now"):
+            cluster.scale(workers - 1)
+        refused()
+        refused()  # twice is once
+        cluster.scale(workers - 1)
+        cluster.scale(workers)
+    finally:
+        remove()
+    task = f"/job:worker/task:{workers - 1}"
+    assert said == [
+        f"before {task}: {count}",
+        f"after: {count}",
+        f"before {task}: {count}",
+        f"after: {count - 1}",
+    ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from nbflow.data import Dataset
 from nbflow.data.build import Environment
-from nbflow.data.iterator import DataIterator, rewound
+from nbflow.data.iterator import DataIterator, advanced, rewound
 from nbflow.data.snapshot import pack, unpack
 from nbflow.errors import EndOfData
 
@@ -60,6 +60,10 @@ def check_rewinds(dataset: Dataset, keep: int) -> None:
             again = DataIterator(dataset.tree, Environment("it", 3))
             again.import_state(unpack(pack(fresh.export_state())))
             assert drain(fresh) == drain(again) == straight[done - back :], (done, back)
+        ahead = DataIterator(dataset.tree, Environment("it", 3))
+        ahead.import_state(unpack(pack(advanced(unpack(kept), 2))))
+        assert ahead.position == done + 2
+        assert drain(ahead) == straight[done + 2 :], done
         if done < len(straight):
             going.next()
     going.close()

@@ -265,3 +265,26 @@ def test_random_ops_draw_anew_each_step_and_the_same_again_in_a_new_session() ->
             draws.append([session.run(r) for _ in range(2)])
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0][0], draws[0][1])
+
+
+def test_values_are_carried_to_where_the_next_run_wants_them() -> None:
+    """A value is read, freed where it was, and set before it is needed; nothing is initialised again."""
+    cluster = InProcessCluster(3, 0)
+    with Graph().as_default() as graph, Session(cluster, graph) as session:
+        w = nf.Variable(nf.random.normal((4,)), name="w")
+        other = nf.Variable(1.0, name="other")
+        session.run([w.assign_add(np.ones(4, np.float32)), other])
+        before = session.run(w)
+        home = session.homes()["w:0"]
+        session.carry(["w", "nothing", "w"])
+        assert "w:0" not in session.homes()
+        assert all("w:0" not in transport.state.keys() for transport in session.transports.values())
+        assert session.names_of(["w:0", "other:0"], without_value=True) == []
+        there = next(i.spec for i in cluster.devices() if i.spec.task_name != home.task_name)
+        session._held.homes["w:0"] = there
+        np.testing.assert_array_equal(session.run(w), before)
+        assert session.homes()["w:0"] == there
+        session.carry(["other"])
+        session.run(w)  # which does not need it
+        assert session.run(other + 1.0) == 2.0
+    cluster.close()

@@ -64,6 +64,7 @@ class Link:
         else:
             self._channel = grpc.insecure_channel(address, options)
         self._callables = rpc.callables(self._channel)
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"Link({self.address!r}, token=…)"
@@ -81,6 +82,10 @@ class Link:
             return self._callables[method](request, timeout=timeout_s, metadata=self.metadata(session, incarnation))
         except grpc.RpcError as error:
             raise status.from_rpc(error, worker=self.name, doing=doing) from None
+        except ValueError:
+            if not self._closed:
+                raise
+            raise WorkerLost(f"the way to {self.name} was closed here, while {doing}", worker=self.name) from None
 
     def stream(self, method: str, requests: Any, metadata: Sequence[tuple[str, str]]) -> Any:
         """An open stream; ends with the channel at the latest."""
@@ -109,6 +114,7 @@ class Link:
         self.call("Shutdown", pb.Empty(), timeout_s=timeout_s, doing="ending it")
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
 
 
