@@ -222,6 +222,10 @@ class Elastic:
                 break
         return stay_or_gone
 
+    def wait_no_more(self) -> None:
+        """The run is to end: nobody waits for workers any more."""
+        self._over.set()
+
     def close(self) -> None:
         """The run is over."""
         self._over.set()
@@ -363,7 +367,9 @@ class Elastic:
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + WAIT_S
         while not condition():
-            if self._over.is_set() or time.monotonic() > deadline:
+            if self._over.is_set():
+                raise _Final(f"{what}, and the run was to end")
+            if time.monotonic() > deadline:
                 raise _Final(f"{what}, and none came within {WAIT_S:g} s")
             self._over.wait(LOOK_S)
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbflow.errors import CheckpointError, GraphError
+from nbflow.events import Saved
 from nbflow.graph import Node, Tensor, ancestors
 from nbflow.prepare import Prepared
 from nbflow.saving import newest, write_step
@@ -110,6 +111,29 @@ class Keeper:
         """Up to which step a loop that has done `done` of `last` runs next; `weight`: global steps for one of its."""
         length = max(1, self.every // weight)
         return min(last, (done // length + 1) * length)
+
+
+class Saves:
+    """The checkpoints that a run has made, by whom it may be."""
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+        self._step = -1  # of the last that this process made
+        self._told_s = 0.0  # when a worker made the last that it told of
+
+    def make(self, keeper: Keeper, step: int, done: Sequence[int]) -> None:
+        """One by this process, unless the last is of the same step."""
+        known = bool(self.folders) and self._step == step
+        self.folders.append(self.folders[-1] if known else keeper.save(step, done))
+        self._step = step
+
+    def hear(self, event: Saved) -> bool:
+        """One that a worker made; False when it was heard of before."""
+        if event.wall_s <= self._told_s:
+            return False
+        self._told_s = event.wall_s
+        self.folders.append(Path(event.folder))
+        return True
 
 
 def shared_out(done: Sequence[int], loops: int, steps: int) -> list[int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from nbflow.errors import NbflowError
 from nbflow.events import Listener
-from nbflow.transport import Transport
+from nbflow.transport import LoopAction, Transport
+
+log = logging.getLogger("nbflow.train")
 
 
 class Lines:
@@ -50,6 +53,16 @@ class Lines:
                 hear(event)
             after, more = page.next, page.more
         return after
+
+    def send(self, transports: Mapping[str, Transport], loops: Iterable[tuple[str, str]], action: LoopAction) -> None:
+        """Asks `loops`, (leader, id) each, whose leaders are there, to do something."""
+        for leader, loop_id in loops:
+            if leader not in transports:
+                continue
+            try:
+                transports[leader].control_loop(loop_id, action)
+            except NbflowError as error:
+                log.warning("%s could not be asked to %s: %s", leader, action, error)
 
     def close(self) -> None:
         """Hears nothing more."""

@@ -13,7 +13,7 @@ from nbflow.errors import GraphError, NbflowError, RunError, WorkerLost
 from nbflow.events import Event, Listener, Log, Metric, RunState, Saved, WorkerState
 from nbflow.prepare import Prepared
 from nbflow.train.elastic import LOOK_S, Change, Elastic
-from nbflow.train.keeping import Keeper
+from nbflow.train.keeping import Saves
 from nbflow.train.lines import Lines
 from nbflow.train.loops import ENDED, Loops
 from nbflow.train.planning import Member, Planned
@@ -80,9 +80,7 @@ class Run:
         self._keeper = planned.keeper
         self._turn = threading.Event()  # a stretch has ended, or the run
         self._resting = False  # paused between two stretches
-        self._saves: list[Path] = []
-        self._saved_step = -1
-        self._saved_s = 0.0  # when a worker did
+        self._saves = Saves()
         self._lost: set[str] = set()  # workers that the run goes on without
         self._asked: set[LoopAction] = set()
         self._lock = threading.RLock()
@@ -149,12 +147,12 @@ class Run:
         Raises GraphError for a run without `checkpoint=`, TimeoutError after `timeout` seconds, the run's error when it
         fails meanwhile.
         """
-        if self._keeper is None and not self._saves and not self.saved_by:
+        if self._keeper is None and not self._saves.folders and not self.saved_by:
             raise GraphError("the run was started without checkpoint=…, so it has nowhere to save")
-        before = len(self._saves)
+        before = len(self._saves.folders)
         deadline = time.monotonic() + timeout
         stretch = -1
-        while len(self._saves) == before and not self._done.is_set():
+        while len(self._saves.folders) == before and not self._done.is_set():
             if self._resting:
                 self._turn.set()
             elif stretch != self._loops.stretch:
@@ -166,9 +164,9 @@ class Run:
             self._done.wait(POLL_S)
         if self.error is not None:
             raise self.error
-        if not self._saves:
+        if not self._saves.folders:
             raise GraphError(f"the run has ended and saved nothing ({self.detail or self.status})")
-        return self._saves[-1]
+        return self._saves.folders[-1]
 
     def request_stop(self) -> None:
         """Asks to stop and returns at once; for buttons."""
@@ -214,6 +212,8 @@ class Run:
             self._asked.add(action)
             if action in ("pause", "resume"):
                 self._asked.discard("resume" if action == "pause" else "pause")
+        if self._elastic is not None and action in ("stop", "cancel"):
+            self._elastic.wait_no_more()
         try:
             self._send(action)
         except WorkerLost as error:  # asked again when it can be reached
@@ -228,13 +228,7 @@ class Run:
         everyone = everyone or action == "cancel" or self.status in ENDED
         with self._lock:
             loops = self._loops.running(everyone=everyone)
-        for leader, loop_id in loops:
-            if leader not in transports:
-                continue
-            try:
-                transports[leader].control_loop(loop_id, action)
-            except NbflowError as error:
-                log.warning("%s could not be asked to %s: %s", leader, action, error)
+        self._lines.send(transports, loops, action)
 
     def interrupt(self) -> None:
         """Cancels the steps in flight on every worker and waits until the loops have ended."""
@@ -277,14 +271,9 @@ class Run:
     def _begin_stretch(self) -> None:
         """Starts the loops: to their ends, or where there are checkpoints to the next one."""
         transports = self._session.transports
-        keeper = self._keeper
-        end: Callable[[Member, int], int] | None = None
-        if keeper is not None:
-            end = lambda m, done: keeper.stretch_end(done, m.last, m.weight)  # noqa: E731  # named for its type
-        elif self._elastic is not None:
-            end = lambda m, done: m.last  # noqa: E731
+        several = self._keeper is not None or self._elastic is not None
         with self._lock:
-            begun = self._loops.begin(end, self._lost)
+            begun = self._loops.begin(self._stretch_end if several else None, self._lost)
         if not any(member.counts for member, _ in begun):
             self._end("done", f"it had made its {self.steps} steps before")
             return
@@ -296,6 +285,10 @@ class Run:
         for action in ("cancel", "stop", "pause"):
             if action in self._asked:
                 self._send(action)
+
+    def _stretch_end(self, member: Member, done: int) -> int:
+        """Up to which step `member`, which has done so many, runs next."""
+        return member.last if self._keeper is None else self._keeper.stretch_end(done, member.last, member.weight)
 
     def _keep(self) -> None:
         """Does what is to be done between the stretches, until the run has ended."""
@@ -338,7 +331,10 @@ class Run:
         try:
             planned = elastic.go_on(lanes, self._loops.counted)
         except WorkerLost as error:  # and nothing helps
-            self._fail(error)
+            if {"stop", "cancel"} & self._asked:
+                self._end("stopped", error.message)
+            else:
+                self._fail(error)
             return
         self._lines.mark(self._session.transports, {m.leader for m in self._members})
         with self._lock:
@@ -398,7 +394,7 @@ class Run:
         # What an interrupt cancelled may have been half made.
         if self._keeper is not None and not halted and "cancel" not in self._asked:
             self._say("running", "saving")
-            self._save(self._keeper)
+            self._saves.make(self._keeper, self.step, self._loops.counted)
         if halted or ({"stop", "cancel"} & self._asked and self.step < self.steps):
             self._end("stopped", detail)
         elif early or self.step >= self.steps:
@@ -412,11 +408,6 @@ class Run:
                 self._send("stop", everyone=True)  # one that is late would go on beside the next
                 self._begin_stretch()
 
-    def _save(self, keeper: Keeper) -> None:
-        known = bool(self._saves) and self._saved_step == self.step
-        self._saves.append(self._saves[-1] if known else keeper.save(self.step, self._loops.counted))
-        self._saved_step = self.step
-
     def _on_event(self, event: Event) -> None:
         match event:
             case Metric(run=self.id):
@@ -424,9 +415,7 @@ class Run:
             case RunState(run=self.id):
                 self._on_state(event)
             case Saved(run=self.id):
-                if event.wall_s > self._saved_s:  # else heard, and read again
-                    self._saved_s = event.wall_s
-                    self._saves.append(Path(event.folder))
+                if self._saves.hear(event):
                     self.record.add_state(event)
             case Log(level="progress") if self.status not in ENDED:
                 # What takes long before a step can begin, such as filling a shuffle buffer; the next report follows.
