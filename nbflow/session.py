@@ -178,14 +178,24 @@ class Session:
             self._steps = number
 
     def beside(
-        self, graph: Graph, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec] | None = None
+        self,
+        graph: Graph,
+        leaves: Sequence[Leaf],
+        feeds: Mapping[Tensor, TensorSpec] | None = None,
+        *,
+        has_values: bool = False,
     ) -> Prepared:
         """Like `prepare`, for another graph that works on the state of this one: its holders have the names that they
-        have here. It is not kept, and does not depend on what the running cell replaces."""
+        have here. It is not kept, and does not depend on what the running cell replaces. `has_values`: its variables
+        are a strategy's own, and have values where they are."""
         with self._lock:
             self._refresh()
             prepared = prepare(graph, leaves, feeds or {}, self._setting(), session=self.id)
-            self._initialise(prepared)
+            if has_values:
+                self._settle(prepared)
+                self._register(prepared)
+            else:
+                self._initialise(prepared)
             return prepared
 
     def look(self, prepared: Prepared, values: Mapping[Tensor, HostArray] | None = None) -> list[HostArray]:
@@ -221,6 +231,11 @@ class Session:
                 return
             self._refresh()
             self._carried.update(self._taken(have))
+
+    def give(self, values: Mapping[str, HostArray]) -> None:
+        """Values for variables that have none any more, by name, for the next run that needs them."""
+        with self._lock:
+            self._carried.update(values)
 
     def homes(self) -> dict[str, DeviceSpec]:
         """Where values live: state key (`prepare.state_key`) -> device."""
@@ -366,12 +381,12 @@ class Session:
     def _initialise(self, prepared: Prepared) -> None:
         """Runs the initialisers of variables that have no value yet, those they depend on first."""
         self._settle(prepared)
+        without = {self._held.whole_name(key) for key in prepared.state if key not in self._held.initialised}
+        carried = without & self._carried.keys()
+        if carried:
+            self.assign({name: self._carried.pop(name) for name in sorted(carried)})
         self._held.mourn(prepared.state)
         missing = [key for key in prepared.state if key not in self._held.initialised]
-        carried = {name for key in missing if (name := self._held.whole_name(key)) in self._carried}
-        if carried:
-            self.assign({name: self._carried.pop(name) for name in carried})
-            missing = [key for key in missing if key not in self._held.initialised]
         if missing:
             self._run_initialisers(missing, prepared)
         self._register(prepared)

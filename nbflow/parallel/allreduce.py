@@ -87,7 +87,10 @@ class _Ring:
         own = frozenset(copy.name for _, copy in self.copies)
         if role.elastic:
             joined = [tensors[key] for tensors in replication.of_replica.values() for key in replication.given]
-            make_whole(replication, joined, own)
+            copies: list[dict[str, Node]] = [{} for _ in replication.replicas[1:]]
+            for number, (variable, copy) in enumerate(self.copies):
+                copies[number // len(self.variables)][variable.name] = copy
+            make_whole(replication, joined, copies)
             keep_data(made)
         return Expanded(
             made, replication.tensors, replication.nodes, prefer, tuple(map(str, replication.replicas)), own

@@ -23,6 +23,7 @@ from nbflow.graph import Node, Tensor
 from nbflow.parallel import DataParallel, LocalSGD, read_strategy, strategy_of
 from nbflow.parallel.whole import counter_name, counts
 from nbflow.prepare import Prepared, state_key
+from nbflow.rewrite import copy_nodes, new_like
 from nbflow.session import Session
 from nbflow.train.keeping import Keeper
 from nbflow.train.places import Found, Places
@@ -260,10 +261,11 @@ class Elastic:
         self._wait(self._is_reachable, "no worker can be reached")
         self._abandon(lanes)
         if before.made is None:
+            before.made = self._rescue(before.details)
+        if before.made is None:
             before.made = self._count(counted, before.details)
         if before.places is None:
-            since = before.made - sum(m.loop.first - 1 for m in self._members if m.counts)
-            before.places = self._places.find(self._replicas, since, in_step=self._in_step)
+            before.places = self._places.find(self._replicas, before.made - self._first, in_step=self._in_step)
             if before.places.inexact and self._in_step:
                 before.details.append(f"{', '.join(before.places.inexact)} could not be put just after the last step")
         self._release()
@@ -298,7 +300,7 @@ class Elastic:
 
     def _count(self, counted: Sequence[int], details: list[str]) -> int:
         """The steps that were made, of the whole run."""
-        heard, first = sum(counted), sum(m.loop.first - 1 for m in self._members if m.counts)
+        heard, first = sum(counted), self._first
         gone = self.gone
         if isinstance(self._strategy, LocalSGD):
             if gone and len(self._replicas) > 1:
@@ -311,16 +313,58 @@ class Elastic:
         plan = self._counting_plan()
         if plan is None:
             return heard
-        device = plan.placement[counter_name(self._step.name)].device
-        graph, tensors = counts(self._session.graph, self._step.name, device)
-        try:
-            begun, ended = (int(n) for n in self._session.look(self._session.beside(graph, tensors)))
-        except NbflowError as error:
-            log.info("nobody knows how many steps were made: %s", error)
+        found = self._read_counter(plan, counter_name(self._step.name))
+        if found is None:
             return heard
+        begun, ended = found
         if begun > ended:
             details.append(f"step {first + begun} was cancelled while it updated variables; it counts as made")
         return first + begun
+
+    def _read_counter(self, plan: Prepared, name: str) -> tuple[int, int] | None:
+        """How many steps of the stretch began to update, and ended it, as this counter knows; None: it is lost."""
+        try:
+            graph, tensors = counts(self._session.graph, name, plan.placement[name].device)
+            begun, ended = self._session.look(self._session.beside(graph, tensors))
+        except NbflowError as error:
+            log.info("the counter %s is lost: %s", name, error)
+            return None
+        return int(begun), int(ended)
+
+    def _rescue(self, details: list[str]) -> int | None:
+        """Where every replica of a ring has the variables, and the first one is lost, takes those of another: of those
+        that are whole, the one that made most steps. How many these are; None where that is not so."""
+        plan, name = self._counting_plan(), self._step.name
+        gone = set(self.gone)
+        ring = isinstance(self._strategy, DataParallel) and self._strategy.replicated
+        if not ring or plan is None or self._replicas[0].task_name not in gone:
+            return None
+        left = [n for n, d in enumerate(self._replicas) if n and d.task_name not in gone]
+        counters = {n: self._read_counter(plan, counter_name(name, n)) for n in left}
+        whole = {n: found[1] for n, found in counters.items() if found is not None and found[0] == found[1]}
+        if not whole:
+            return None
+        best = max(whole, key=lambda n: (whole[n], -n))
+        names = self._session.names_of({key for m in self._members for p in m.plans for key in p.state})
+        prefix = f"replica_{best}/"
+        graph = new_like(self._session.graph)
+        copies: dict[str, Node] = {}
+        own = [plan.graph.nodes[prefix + n] for n in names if prefix + n in plan.graph.nodes.keys()]
+
+        def there(old: Node, new: Node) -> None:
+            new.device, new.colocate = self._replicas[best], ()
+
+        copy_nodes(own, graph, {}, copies, change=there)
+        reads = [graph.add("read_variable", c.outputs, {"variable": c.name}).outputs[0] for c in copies.values()]
+        values = self._session.look(self._session.beside(graph, reads, has_values=True))
+        self._session.give({n.removeprefix(prefix): v for n, v in zip(copies, values, strict=True)})
+        details.append(f"with the variables of {self._replicas[best].task_name}")
+        return self._first + whole[best]
+
+    @property
+    def _first(self) -> int:
+        """The steps that were made before the stretch."""
+        return sum(m.loop.first - 1 for m in self._members if m.counts)
 
     def _counting_plan(self) -> Prepared | None:
         """The plan that counts the steps it makes, where there is one."""
