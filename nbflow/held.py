@@ -30,6 +30,7 @@ class Held:
         self.homes: dict[str, DeviceSpec] = {}  # key -> where it lives
         self.splits: dict[str, tuple[int, ...]] = {}  # key of a variable in pieces -> the rows of each
         self.initialised: set[str] = set()
+        self.version = 0  # changes with any of it
         self._wholes: dict[str, str] = {}  # the name of a piece -> that of its variable
         self._lost: dict[str, _Lost] = {}
 
@@ -59,19 +60,22 @@ class Held:
                 key = state_key(graph, shared or node.name, node.name)
                 if shared:
                     replicas.setdefault(key, []).append(device)
-                else:
-                    self.homes.setdefault(key, device)
+                elif key not in self.homes:
+                    self.homes[key] = device
+                    self.version += 1
         moved = False
         for key, devices in replicas.items():
             # All replicas of an iterator stand at one place: whoever asks for it must ask where one of them is.
             known = self.homes.get(key)
             if known not in devices:
                 self.homes[key] = devices[0]
+                self.version += 1
                 moved = moved or known is not None
         return moved
 
     def split(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
         """From now on these variables are in pieces: key -> the rows of each."""
+        self.version += 1
         for key, rows in sizes.items():
             name = key.rsplit(":", 1)[0]
             self.splits[key] = rows
@@ -79,12 +83,14 @@ class Held:
 
     def has(self, keys: Sequence[str]) -> None:
         """These have a value now."""
+        self.version += 1
         self.initialised.update(keys)
         for key in keys:
             self._lost.pop(key, None)
 
     def drop(self, keys: Sequence[str]) -> list[str]:
         """Forgets these, pieces included; returns the keys of all that may have a value somewhere."""
+        self.version += 1
         parts = [part for key in keys for part in self.keys_of(key)]
         known = [key for key in parts if key in self.homes]
         for key in known:
@@ -94,6 +100,7 @@ class Held:
 
     def lose(self, tasks: Collection[str], lives: Mapping[str, str]) -> None:
         """What `tasks` held is not there; `lives` names the life (`Transport.life`) of each that it went with."""
+        self.version += 1
         lost = {key for key, home in self.homes.items() if home.task_name in tasks}
         for key in lost:
             home = self.homes.pop(key)
@@ -103,6 +110,7 @@ class Held:
 
     def find_again(self, lives: Mapping[str, str]) -> None:
         """What went with a worker that is back with the same life is there again."""
+        self.version += 1
         back = {key for key, was in self._lost.items() if lives.get(was.home.task_name) == was.life}
         self.homes.update({key: self._lost.pop(key).home for key in back})
         self.initialised |= back

@@ -9,6 +9,7 @@ import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -37,6 +38,14 @@ from nbflow.transport import Cluster, HostArray, Transport
 
 # Prepared runs that are kept; a notebook has few different fetches, a search over shapes has many.
 CACHED = 128
+
+
+@dataclass(slots=True)
+class _Cached:
+    """A prepared run, and for which `Held.version` its state was found where it asks for it, with values."""
+
+    prepared: Prepared
+    version: int = -1
 
 
 class Session:
@@ -79,7 +88,7 @@ class Session:
         self._lives: dict[str, str] = {}  # task -> `Transport.life`
         self._registered: set[tuple[str, str]] = set()
         self._garbage: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (task, bundle) that nobody will run again
-        self._cache: OrderedDict[Any, Prepared] = OrderedDict()
+        self._cache: OrderedDict[Any, _Cached] = OrderedDict()
         self._held = Held()
         self._carried: dict[str, HostArray] = {}  # values that are with no worker
         self._initialising: list[str] = []
@@ -284,15 +293,18 @@ class Session:
         key = self._key(leaves, feeds, role)
         found = self._cache.get(key)
         if found is None:
-            found = prepare(self.graph, leaves, feeds, self._setting(), session=self.id, role=role)
-            self._adopt(found)
-            self._cache[key] = found
+            made = prepare(self.graph, leaves, feeds, self._setting(), session=self.id, role=role)
+            self._adopt(made)
+            found = self._cache[key] = _Cached(made)
             while len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
         else:
             self._cache.move_to_end(key)
-        self._initialise(found)
-        return found
+        if found.version != self._held.version:  # it is not cheap: it looks at every op
+            self._initialise(found.prepared)
+            found.version = self._held.version
+        self._sweep()
+        return found.prepared
 
     def _key(self, leaves: Sequence[Leaf], feeds: Mapping[Tensor, TensorSpec], role: Role) -> Any:
         fetched = tuple((id(leaf), -1) if isinstance(leaf, Node) else (id(leaf.node), leaf.index) for leaf in leaves)
@@ -351,7 +363,7 @@ class Session:
                 self._registered.add((task, bundle.id))
                 # A finaliser may run in any thread, at any time: it only takes note.
                 weakref.finalize(prepared, self._garbage.put, (task, bundle.id)).atexit = False
-        self.costs.watch(prepared, self.cluster.devices())
+                self.costs.watch(prepared, self.cluster.devices())
         # Last: what the new plans share with forgotten ones, such as a dataset's arrays, is not sent anew.
         self._sweep()
 
