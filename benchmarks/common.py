@@ -122,22 +122,30 @@ def measure(
     return Measured(case, seconds, statistics.mean(others for others, _ in used), len(found) - len(used), busy)
 
 
+def others_in(run: Callable[[], object]) -> float:
+    """The share of the machine that other processes used while `run` ran: more than nothing by the system's word, which
+    is rounded to a hundredth of a second."""
+    before, start_s = _machine_and_own_s(), time.perf_counter()
+    run()
+    wall_s, after = time.perf_counter() - start_s, _machine_and_own_s()
+    foreign_s = (after[0] - before[0]) - (after[1] - before[1])
+    return max(0.0, foreign_s / (wall_s * (os.cpu_count() or 1)))
+
+
 def _round(
     sides: Mapping[str, Steps], counts: Mapping[str, int], names: Sequence[str]
 ) -> tuple[float, dict[str, float]]:
     """One window of each side: the share of the machine that others used meanwhile, and seconds a step."""
     seconds = {}
-    before = _machine_and_own_s()
-    start_s = time.perf_counter()
-    for name in names:
-        time.sleep(SETTLE_S)
-        window_start_s = time.perf_counter()
-        sides[name](counts[name])
-        seconds[name] = (time.perf_counter() - window_start_s) / counts[name]
-    wall_s = time.perf_counter() - start_s
-    after = _machine_and_own_s()
-    foreign_s = (after[0] - before[0]) - (after[1] - before[1])
-    return max(0.0, foreign_s / (wall_s * (os.cpu_count() or 1))), seconds
+
+    def windows() -> None:
+        for name in names:
+            time.sleep(SETTLE_S)
+            window_start_s = time.perf_counter()
+            sides[name](counts[name])
+            seconds[name] = (time.perf_counter() - window_start_s) / counts[name]
+
+    return others_in(windows), seconds
 
 
 def _steps_in(steps: Steps, window_s: float) -> int:

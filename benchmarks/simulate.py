@@ -1,11 +1,11 @@
 """How far is `nbflow simulate` from what is measured, and from what was published?
 
-Three parts. *Null*: a small MLP on 1 to 8 worker processes and 2 ps with null devices, whose op and link times are
+Two parts. *Null*: a small MLP on 1 to 8 worker processes and 2 ps with null devices, whose op and link times are
 stated (docs/simulate.md), so that two cores suffice: what is tested is order, overlap, queueing and control. What the
-driver and a tensor cost is measured first, on cases of their own. *Real*: the same MLP with real arithmetic on 1 and 2
-workers; the times of its ops come from a trace of one worker. *Published*: the speed-up of Inception-v3 on 100 GPUs
-(TensorFlow 0.8, 2016), and the number of backup workers that gave the shortest step and the best normalised speed-up
-of a 50-worker job (Abadi et al., OSDI 2016, 6.3), with the inputs printed.
+driver and a tensor cost is measured first, on cases of their own. For real arithmetic see `simulate_real.py`.
+*Published*: the speed-up of Inception-v3 on 100 GPUs (TensorFlow 0.8, 2016), and the number of backup workers that gave
+the shortest step and the best normalised speed-up of a 50-worker job (Abadi et al., OSDI 2016, 6.3), with the inputs
+printed.
 
 Errors are of the simulated step against the measured median. `--published-steps` trades time for noise.
 """
@@ -24,16 +24,12 @@ import common  # first: it names the threads
 import nbflow as nf
 from nbflow import simulate as sim
 from nbflow.cost import work_of
-from nbflow.simulate.times import Measured
 from nbflow.simulate.zoo import step_of
-from nbflow.trace import Trace
 
 # What the null devices of the first part are said to be.
 NULL = "flops=1e10/bytes=1e10/link=1e9/latency=100us"
 LOOP_STEPS = 30
-# Of the second part: links are shared memory, ops that were not measured are numpy's.
-SHARED_MEMORY = "cpu/link=4e9/latency=150us"
-# Of the third. One ps link carries 1 GB/s (OSDI 2016, 6.2). The rest was not published, and is chosen so that the step
+# Of the second. One ps link carries 1 GB/s (OSDI 2016, 6.2). The rest was not published, and is chosen so that the step
 # with four backups takes the 1.93 s that it took: 32 images take a K40 this long, a worker's step is a little uneven,
 # and now and then slow. The number of backups and the speed-up are what comes out, and the latter uses more ps.
 PS, PS_OF_50, LINK, COMPUTE_S = 16, 8, 1e9, 1.5
@@ -77,7 +73,7 @@ def timed(session: nf.Session, step: nf.Node, windows: int) -> list[float]:
     return times
 
 
-def overheads(windows: int) -> tuple[sim.Control, float]:
+def overheads(windows: int) -> tuple[sim.Control, sim.Messages]:
     """The driver's time for each task, half of it for the command, and what a tensor costs at each end."""
 
     def nothing(devices: Sequence[str]) -> nf.Node:
@@ -106,20 +102,20 @@ def overheads(windows: int) -> tuple[sim.Control, float]:
         few, many = median(moves(1)), median(moves(101))
     task_s, tensor_s = max(0.0, (eight - one) / 7), max(0.0, (many - few) / 100)
     # A tensor's two ends work beside each other, so the slower one is what is seen.
-    return sim.Control(task_s / 2, task_s / 2, max(0.0, one - task_s) / 2, ahead=1), tensor_s
+    return sim.Control(task_s / 2, task_s / 2, max(0.0, one - task_s) / 2, ahead=1), sim.Messages(tensor_s, tensor_s)
 
 
 def null_part(counts: Sequence[int], windows: int) -> list[dict[str, Any]]:
-    control, message_s = overheads(windows)
+    control, messages = overheads(windows)
     print(
         f"a task costs the driver {(control.command_s + control.reply_s) * 1e6:.0f} µs a step, a message takes "
-        f"{control.latency_s * 1e6:.0f} µs, a tensor {message_s * 1e6:.0f} µs at each end"
+        f"{control.latency_s * 1e6:.0f} µs, a tensor {messages.send_s * 1e6:.0f} µs at each end"
     )
     cases = {"compute-bound": (1024, 64), "link-bound": (2048, 8)}
     rows = []
     for name, (hidden, batch) in cases.items():
         step = mlp(hidden, batch)
-        cluster = sim.Described(sim.parse_machine(NULL), control=control, message_s=message_s)
+        cluster = sim.Described(sim.parse_machine(NULL), control=control, messages=messages)
         for workers in counts:
             with nf.cluster.local(workers=workers, ps=2, devices=f"null@{NULL}") as processes:
                 with nf.Session(processes, step.graph) as session:
@@ -127,43 +123,6 @@ def null_part(counts: Sequence[int], windows: int) -> list[dict[str, Any]]:
             simulated = sim.predict(step, workers, cluster, ps=2)
             rows.append(row(f"null, {name}", workers, measured, simulated.step_s))
     return rows
-
-
-def real_part(windows: int) -> list[dict[str, Any]]:
-    """Ops as long as a trace of one worker says they are there."""
-    step = mlp(512, 128)
-    rows = []
-    measured: Measured | None = None
-    control, message_s = sim.Control(), 0.0
-    for workers in (1, 2):
-        with nf.cluster.local(workers=workers, ps=1) as processes:
-            with nf.Session(processes, step.graph) as session:
-                times = timed(session, step, windows)
-                if measured is None:
-                    measured = Measured(medians([session.run(step, trace=True)[1] for _ in range(15)]))
-                    control, message_s = real_overheads(session, step, times, measured)
-        cluster = sim.Described(
-            sim.parse_machine(SHARED_MEMORY), control=control, message_s=message_s, measured=measured
-        )
-        rows.append(row("real arithmetic", workers, times, sim.predict(step, workers, cluster, ps=1).step_s))
-    return rows
-
-
-def medians(traces: Sequence[Trace]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for trace in traces:
-        for op in trace.ops:
-            found.setdefault(op.node.removeprefix("replica_0/"), []).append(op.duration_s)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
-
-
-def real_overheads(
-    session: nf.Session, step: nf.Node, times: Sequence[float], measured: Measured
-) -> tuple[sim.Control, float]:
-    """What one worker's step takes beyond its ops and links is control: so its own case is no test, the others are."""
-    cluster = sim.Described(sim.parse_machine(SHARED_MEMORY), control=sim.Control(), measured=measured)
-    rest = max(0.0, statistics.median(times) - sim.predict(step, 1, cluster, ps=1).step_s)
-    return sim.Control(rest / 4, rest / 4), 0.0
 
 
 def row(case: str, workers: int, measured: Sequence[float], simulated: float) -> dict[str, Any]:
@@ -215,7 +174,6 @@ def main() -> int:
     for name in common.THREAD_VARIABLES:
         common.os.environ.pop(name, None)
     report.rows += null_part((1, 2) if options.quick else (1, 2, 4, 8), windows)
-    report.rows += real_part(windows)
     report.rows += published_part(10 if options.quick else options.published_steps)
     if not options.quick:
         report.write("simulate")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from nbflow.graph import Node
 from nbflow.machines import Machine, parse_machine
 from nbflow.simulate.engine import Control
+from nbflow.simulate.model import Messages
 from nbflow.simulate.predict import Described, Prediction, default_ps, predict
 from nbflow.simulate.report import Backups, Curve
 from nbflow.simulate.stragglers import Stragglers
@@ -22,6 +23,7 @@ __all__ = [
     "Curve",
     "Described",
     "Machine",
+    "Messages",
     "Prediction",
     "Stragglers",
     "backups",

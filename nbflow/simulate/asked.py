@@ -10,6 +10,7 @@ from nbflow.errors import GraphError
 from nbflow.graph import Node
 from nbflow.machines import parse_machine
 from nbflow.simulate.engine import Control
+from nbflow.simulate.model import Messages
 from nbflow.simulate.predict import Described
 from nbflow.simulate.report import Backups, Curve
 from nbflow.simulate.stragglers import Stragglers
@@ -52,7 +53,8 @@ class Asked:
         ps = None if self.ps_device is None else parse_machine(self.ps_device)
         control = Control(COMMAND_S, REPLY_S, ahead=1 if self.one_at_a_time else AHEAD)
         stragglers = Stragglers.parse(self.stragglers)
-        return Described(parse_machine(self.device), ps, stragglers, control, self.message_us * 1e-6, self.rows)
+        messages = Messages(self.message_us * 1e-6, self.message_us * 1e-6)
+        return Described(parse_machine(self.device), ps, stragglers, control, messages, rows=self.rows)
 
     def answer(self, step: Node, title: str) -> Curve | Backups:
         """A scaling curve; with `backups`, what 0 to that many of them do at the largest number of workers."""

@@ -3,7 +3,8 @@
 A device does one thing at a time, the ready task that stands first in its program (as `nbflow.step` has it). A tensor
 holds the sender's way out and the receiver's way in for its bytes over their rates, in the order in which it comes; it
 arrives `latency_s` after it left. A step's commands go out one after the other, and its ends come in one after the
-other. Nothing here draws a random number: the factors by which stragglers are slower come from outside.
+other. Where everything runs on one host, all of this shares its cores (`cores`). Nothing here draws a random number:
+the factors by which stragglers are slower come from outside.
 
 With a quorum (backup workers) a step is over when the devices that are no replica's are done. A late replica finishes
 what it does, its tensors use the links and are dropped, and it begins the next step late: Chen et al., "Revisiting
@@ -20,6 +21,7 @@ from typing import Any
 
 from nbflow.errors import GraphError
 from nbflow.machines import Machine
+from nbflow.simulate.cores import Cores
 from nbflow.simulate.model import Model, Program
 
 _OP, _SEND = "op", "send"
@@ -28,12 +30,16 @@ _OP, _SEND = "op", "send"
 @dataclass(frozen=True, slots=True)
 class Control:
     """What a step's commands cost. `command_s`, `reply_s`: the driver's time for each task of a step. `latency_s`: a
-    message's way. `ahead`: steps sent before the one that is waited for; with 1 a step begins when the last ended."""
+    message's way. `ahead`: steps sent before the one that is waited for; with 1 a step begins when the last ended.
+    `task_s`: a task's own time for a step, to take the command and to say that it is over. `step_s`: the driver's for
+    each step, however many tasks it has."""
 
     command_s: float = 0.0
     reply_s: float = 0.0
     latency_s: float = 0.0
     ahead: int = 1
+    task_s: float = 0.0
+    step_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -137,9 +143,12 @@ class _Device:
 
 
 class Engine:
-    """Runs a model. `machines`: process → the machine whose link it has."""
+    """Runs a model. `machines`: process → the machine whose link it has. `cores`: of the one host that all devices and
+    the driver share; None: each device and the driver has its own."""
 
-    def __init__(self, model: Model, machines: Mapping[str, Machine], control: Control) -> None:
+    def __init__(
+        self, model: Model, machines: Mapping[str, Machine], control: Control, cores: float | None = None
+    ) -> None:
         self._control = control
         self._links = {name: _Link(machines[name]) for name in dict.fromkeys(p.task_name for p in model.programs)}
         codes: dict[int, _Code] = {}
@@ -152,7 +161,8 @@ class Engine:
         self._connect()
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._pushed = 0
-        self._driver_at = 0.0
+        self._cores = Cores(cores, self._push)
+        self._orders: deque[tuple[float, Callable[..., None], tuple[Any, ...]]] = deque()  # what the driver has to do
         self._begun = 0
         self._open: list[int] = []
         self._factors: Sequence[Sequence[float]] = ()
@@ -200,23 +210,39 @@ class Engine:
 
     # --- the driver --------------------------------------------------------------------------------------------------
 
+    def _drive(self, now: float, seconds: float, handle: Callable[..., None], *given: Any) -> None:
+        """Has the driver do something, after what it has to do already."""
+        self._orders.append((seconds, handle, given))
+        if len(self._orders) == 1:
+            self._cores.start(now, seconds, self._driven)
+
+    def _driven(self, now: float) -> None:
+        _, handle, given = self._orders[0]
+        handle(now, *given)
+        self._orders.popleft()
+        if self._orders:
+            self._cores.start(now, self._orders[0][0], self._driven)
+
     def _begin(self, now: float) -> None:
         """Sends the commands of the next step."""
-        at = max(now, self._driver_at)
-        for device in self._devices:
-            at += self._control.command_s
-            self._push(at + self._control.latency_s, self._command, device, self._begun)
-        self._driver_at = at
         self._begun += 1
+        for number, device in enumerate(self._devices):
+            extra = 0.0 if number else self._control.step_s
+            self._drive(now, self._control.command_s + extra, self._commanded, device, self._begun - 1)
+
+    def _commanded(self, now: float, device: _Device, step: int) -> None:
+        self._push(now + self._control.latency_s, self._command, device, step)
 
     def _reply(self, now: float, step: int) -> None:
         """A device's word that its part of a step is over reaches the driver."""
-        self._driver_at = max(now, self._driver_at) + self._control.reply_s
+        self._drive(now, self._control.reply_s, self._replied, step)
+
+    def _replied(self, now: float, step: int) -> None:
         self._open[step] -= 1
         if self._open[step] == 0:
-            self._run.ends.append(self._driver_at)
+            self._run.ends.append(now)
             if self._begun < len(self._open):
-                self._begin(self._driver_at)
+                self._begin(now)
 
     # --- devices -----------------------------------------------------------------------------------------------------
 
@@ -228,6 +254,14 @@ class Engine:
     def _enter(self, now: float, device: _Device) -> None:
         step, replica = device.queue.popleft(), device.program.replica
         device.enter(step, self._factors[step][replica] if self._factors and replica >= 0 else 1.0)
+        if self._control.task_s:
+            device.busy = True
+            self._cores.start(now, self._control.task_s, self._entered, device)
+        else:
+            self._work(now, device)
+
+    def _entered(self, now: float, device: _Device) -> None:
+        device.busy = False
         self._work(now, device)
 
     def _work(self, now: float, device: _Device) -> None:
@@ -243,7 +277,7 @@ class Engine:
                 device.host_s += seconds
             if seconds:
                 device.busy = True
-                self._push(now + seconds, self._finish, device, index)
+                self._cores.start(now, seconds, self._finish, device, index)
                 return
             self._complete(now, device, index)
             if not device.left:

@@ -64,25 +64,41 @@ class Model:
     replicas: int
 
 
-def model_of(plans: Sequence[Plan], replicas: Sequence[str], times: Times, *, message_s: float = 0.0) -> Model:
-    """The model of prepared plans. `message_s`: what sending, and receiving, a tensor costs its host."""
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """What a tensor costs the hosts: seconds to send it, and to take it; and bytes a second that the sender copies
+    (0: none, as where a network card does it)."""
+
+    send_s: float = 0.0
+    take_s: float = 0.0
+    copy_bytes_per_s: float = 0.0
+
+    def seconds(self, kind: str, nbytes: float) -> float:
+        """Of a `kind` of task, send or recv."""
+        if kind == "recv":
+            return self.take_s
+        return self.send_s + (nbytes / self.copy_bytes_per_s if self.copy_bytes_per_s else 0.0)
+
+
+def model_of(plans: Sequence[Plan], replicas: Sequence[str], times: Times, messages: Messages) -> Model:
+    """The model of prepared plans."""
     numbers = {device: number for number, device in enumerate(replicas)}
     programs = []
     for plan in plans:
         device = parse_device(plan.device)
-        tasks = tuple(_task(i, device, times, message_s) for i in plan.instructions)
+        tasks = tuple(_task(i, device, times, messages) for i in plan.instructions)
         programs.append(Program(plan.device, tasks, numbers.get(plan.device, -1)))
     return Model(tuple(programs), len(replicas))
 
 
-def _task(ins: Instruction, device: DeviceSpec, times: Times, message_s: float) -> Task:
+def _task(ins: Instruction, device: DeviceSpec, times: Times, messages: Messages) -> Task:
     if ins.op not in ("send", "recv"):
         return Task("op", ins.node, times.run_s(ins.node, device) if ins.op != "copy" else 0.0, ins.after)
     key = str(ins.attrs["key"])
     index = int(key.rsplit(";", 1)[0].rsplit(":", 1)[1])
     nbytes = times.nbytes(ins.node, index) if index >= 0 else 0.0
     peer = str(ins.attrs["destination" if ins.op == "send" else "source"])
-    return Task(ins.op, ins.node, message_s, ins.after, key, peer, nbytes)
+    return Task(ins.op, ins.node, messages.seconds(ins.op, nbytes), ins.after, key, peer, nbytes)
 
 
 def fuse(model: Model) -> Model:

@@ -17,7 +17,7 @@ from nbflow.parallel import DataParallel, strategy_of
 from nbflow.parallel.data_parallel import KIND as DATA_PARALLEL
 from nbflow.prepare import Prepared, Setting, prepare
 from nbflow.simulate.engine import Control, Engine, Run
-from nbflow.simulate.model import Model, fuse, model_of, with_quorum
+from nbflow.simulate.model import Messages, Model, fuse, model_of, with_quorum
 from nbflow.simulate.stragglers import Stragglers
 from nbflow.simulate.symmetry import REAL, expand
 from nbflow.simulate.times import StepTimes
@@ -34,7 +34,9 @@ class Described:
 
     - `machine`, `ps_machine`: of the workers, and of the ps tasks (None: the same); see `nbflow.machines`.
     - `stragglers`: by how much a worker's steps are slower, at random; see `stragglers.Stragglers`.
-    - `control`: what a step's commands cost. `message_s`: what sending, and receiving, a tensor costs its host.
+    - `control`: what a step's commands cost. `messages`: what sending, and taking, a tensor costs its host.
+    - `cores`: everything, the driver too, runs on one host with so many cores; None: each device has a machine of its
+      own. May be a fraction, where others use the rest.
     - `rows`: rows of data that each worker reads a step, where the graph leaves that open.
     - `measured`: times to use instead of what the ops declare, as for the placer (`nbflow.cost.Times`).
     """
@@ -43,7 +45,8 @@ class Described:
     ps_machine: Machine | None = None
     stragglers: Stragglers = field(default_factory=Stragglers)
     control: Control = field(default_factory=lambda: Control(ahead=4))
-    message_s: float = 0.0
+    messages: Messages = field(default_factory=Messages)
+    cores: float | None = None
     rows: int | None = None
     measured: Times | None = None
 
@@ -117,7 +120,7 @@ def predict(
     if backups:
         model = with_quorum(model, workers)
     model = fuse(model)
-    run = Engine(model, machines, cluster.control).run(
+    run = Engine(model, machines, cluster.control, cluster.cores).run(
         steps + 1, cluster.stragglers.factors(steps + 1, workers + backups, seed)
     )
     return _prediction(run, model, workers, ps, backups, min(workers + backups, real))
@@ -139,7 +142,7 @@ def model_for(
     machines = cluster.machines(workers_job, ps_job)
     times = StepTimes(prepared.graph, machines, rows=cluster.rows, measured=cluster.measured)
     plans = [plan for bundle in prepared.bundles.values() for plan in bundle.plans]
-    model = model_of(plans, prepared.replicas, times, message_s=cluster.message_s)
+    model = model_of(plans, prepared.replicas, times, cluster.messages)
     if replicas > few:
         model = expand(model, replicas, lambda node, device, *how: times.join_s(node, parse_device(device), *how))
     return model, {p.task_name: machines[parse_device(p.device).job or ""] for p in model.programs}

@@ -29,15 +29,17 @@ class Curve:
     def assumptions(self) -> list[str]:
         """What the figures hang on, for people."""
         machine, ps = self.cluster.machine, self.cluster.ps_machine or self.cluster.machine
-        control = self.cluster.control
+        control, messages = self.cluster.control, self.cluster.messages
         mode = "a loop on the workers" if control.ahead > 1 else "one step at a time"
         lines = [
             f"workers are {machine.name or 'free'}: {_rates(machine)}",
             f"ps tasks are {ps.name or 'free'}: {_rates(ps)}",
-            f"{mode}; of the driver {control.command_s * 1e6:g} + {control.reply_s * 1e6:g} µs a task, "
-            f"{self.cluster.message_s * 1e6:g} µs of the host a tensor at each end",
+            f"{mode}; of the driver {control.command_s * 1e6:g} + {control.reply_s * 1e6:g} µs a task; "
+            f"a tensor costs its hosts {messages.send_s * 1e6:g} + {messages.take_s * 1e6:g} µs",
             f"stragglers: {self.cluster.stragglers.text or 'none'}; seed {self.seed}",
         ]
+        if self.cluster.cores is not None:
+            lines.append(f"all of it shares {self.cluster.cores:g} cores of one host")
         if self.cluster.rows is not None:
             lines.append(f"{self.cluster.rows} rows a worker and step, where the graph leaves that open")
         made = [p for p in self.predictions if p.workers + p.backups > p.real]
@@ -78,7 +80,8 @@ class Curve:
             "ps": asdict(self.cluster.ps_machine or self.cluster.machine),
             "stragglers": self.cluster.stragglers.text,
             "control": asdict(self.cluster.control),
-            "message_s": self.cluster.message_s,
+            "messages": asdict(self.cluster.messages),
+            "cores": self.cluster.cores,
             "seed": self.seed,
             "predictions": [
                 {**asdict(p), "speed_up": self.speed_up(p), "bound_by": p.bound_by} for p in self.predictions

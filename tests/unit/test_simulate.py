@@ -13,7 +13,7 @@ import nbflow as nf
 from nbflow import simulate
 from nbflow.errors import GraphError
 from nbflow.machines import Machine
-from nbflow.simulate import Control, Described, Stragglers, parse_machine
+from nbflow.simulate import Control, Described, Messages, Stragglers, parse_machine
 from nbflow.simulate.engine import Engine
 from nbflow.simulate.model import Model, Program, Task, fused, with_quorum
 from nbflow.simulate.predict import model_for
@@ -124,6 +124,37 @@ def test_what_is_fused_takes_as_long() -> None:
     assert engine(*short, machine=machine).run(3).ends == engine(*whole, machine=machine).run(3).ends
 
 
+# --- cores -----------------------------------------------------------------------------------------------------------
+
+
+def shared(*programs: Program, cores: float, control: Control | None = None) -> Engine:
+    model = Model(programs, 0)
+    return Engine(model, {p.task_name: Machine() for p in programs}, control or Control(), cores)
+
+
+def test_jobs_beyond_the_cores_share_them() -> None:
+    """Three jobs on two cores: until the short one is done, at 1.5, each has two thirds of a core and does 1 s; then
+    two cores are enough."""
+    third = "/job:worker/task:2/null:0"
+    programs = [Program(device, (op(seconds),)) for device, seconds in ((W0, 1.0), (W1, 2.0), (third, 3.0))]
+    assert shared(*programs, cores=2).run(1).ends == [pytest.approx(1.5 + 2.0)]
+    assert shared(*programs, cores=3).run(1).ends == [3.0]
+    # On one core: 3 s until the first is done, 2 more until the second, and 1.
+    assert shared(*programs, cores=1).run(1).ends == [pytest.approx(6.0)]
+    assert shared(*programs[:1], cores=0.5).run(1).ends == [2.0]
+
+
+def test_the_driver_and_the_tasks_own_time_share_the_cores() -> None:
+    control = Control(command_s=1.0, reply_s=0.5, task_s=2.0, step_s=0.25)
+    programs = [Program(d, (op(4.0),)) for d in (W0, W1)]
+    # Commands at 1.25 and 2.25; 2 + 4 s of each task; a reply at 7.25 + 0.5 and one at 8.25 + 0.5.
+    assert engine(*programs, control=control).run(1).ends == [8.75]
+    # On one core: until 1.25 one job; then the driver and a task half a core each, until 3.25 (the task has done 1);
+    # both tasks until the first has done its other 5, at 13.25; then the second, which has 1 to go, beside the reply
+    # of 0.5, until 14.25; the rest of it, 0.5, until 14.75; and a reply.
+    assert shared(*programs, cores=1, control=control).run(1).ends == [pytest.approx(15.25)]
+
+
 # --- stragglers ------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +228,7 @@ def compressed() -> nf.Node:
 def test_copies_of_a_real_program_give_what_real_plans_give(make: object, ps: int) -> None:
     with nf.Graph().as_default():
         step = make()  # type: ignore[operator]
-    cluster = replace(DESCRIBED, message_s=5e-5, control=Control(4e-5, 4e-5, 1e-4))
+    cluster = replace(DESCRIBED, messages=Messages(5e-5, 5e-5), control=Control(4e-5, 4e-5, 1e-4))
     copied = simulate.predict(step, 7, cluster, ps=ps, steps=3)
     real = simulate.predict(step, 7, cluster, ps=ps, steps=3, real=7)
     assert (copied.real, real.real) == (3, 7)
@@ -322,7 +353,7 @@ def test_models_to_begin_with() -> None:
 def test_many_tensors_keep_hosts_busy_and_it_is_said() -> None:
     with nf.Graph().as_default():
         step = normalised()
-    found = simulate.predict(step, 32, Described(parse_machine("op=1us"), message_s=1e-3), ps=1)
+    found = simulate.predict(step, 32, Described(parse_machine("op=1us"), messages=Messages(1e-3, 1e-3)), ps=1)
     assert found.bound_by == "the ps' messages"
     assert found.ps_messages > 0.7
     assert simulate.predict(step, 32, Described(parse_machine("op=1us")), ps=1).ps_messages == 0.0
