@@ -150,6 +150,32 @@ def test_graph_picture_shows_every_device_and_grows_when_scopes_open() -> None:
     assert opened(view.png()).height > closed.height
 
 
+@pytest.mark.parametrize("devices", [1, 7, 24, 40])
+def test_the_legend_of_a_narrow_picture_takes_as_many_rows_as_it_needs(
+    monkeypatch: pytest.MonkeyPatch, devices: int
+) -> None:
+    """Every device is named, within the picture, up to a number; the rest is counted."""
+    names = [f"/job:worker/task:{n}/cpu:0" for n in range(devices)]
+    tree = Tree(graph(*(node(f"op{n}", *([f"op{n - 1}"] if n else []), device=d) for n, d in enumerate(names[:2]))))
+    monkeypatch.setattr(picture, "shares", lambda tree, item: {f"worker:{n}/cpu:0": 1 for n in range(devices)})
+    said: list[tuple[float, float, str]] = []
+    plain = sheet.Sheet.text
+
+    def text(self: sheet.Sheet, x: float, y: float, what: str, *more: Any) -> None:
+        said.append((x + sheet.text_width(what, 11), y, what))
+        assert 0 < y < self.height
+        plain(self, x, y, what, *more)
+
+    monkeypatch.setattr(sheet.Sheet, "text", text)
+    image = opened(picture.graph_png(tree))
+    legend = [(right, what) for right, _, what in said if what.endswith("  1") or what.endswith("more devices")]
+    assert len(legend) == min(devices, 25)
+    assert all(right <= image.width / 2 for right, _ in legend)
+    assert [what for _, what in legend if "more" in what] == (
+        [f"and {devices - 24} more devices"] if devices > 24 else []
+    )
+
+
 def test_graph_picture_of_ten_thousand_loose_ops_counts_what_it_leaves_out() -> None:
     tree = Tree(graph(*(node(f"op{i}") for i in range(10_000))))
     image = opened(picture.graph_png(tree))

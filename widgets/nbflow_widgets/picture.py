@@ -29,7 +29,8 @@ from nbflow_widgets.sheet import (
 
 # Boxes beyond this many at the top level say nothing on paper; the rest is counted.
 _MOST_BOXES = 60
-_LEGEND = 10
+_LEGEND = 24
+_LEGEND_ROW = 18.0
 _MARGIN = 18.0
 _RANK_GAP, _NODE_GAP = 44.0, 16.0
 _HEADER, _PAD = 26.0, 14.0
@@ -67,9 +68,12 @@ def graph_png(tree: Tree, expanded: AbstractSet[str] = frozenset()) -> bytes:
     scene = _Scene(tree, colours, expanded)
     width, height, draw = scene.inside(tree.root, 0)
     left_out = scene.left_out
-    sheet = Sheet(max(width + 2 * _MARGIN, 420), height + 2 * _MARGIN + 30)
+    whole = max(width + 2 * _MARGIN, 420)
+    note = f"and {left_out} more boxes" if left_out else ""
+    rows = _legend_rows(colours, whole, text_width(note, 11) + 24 if note else 0.0)
+    sheet = Sheet(whole, height + 2 * _MARGIN + 12 + _LEGEND_ROW * len(rows))
     draw(sheet, (sheet.width - width) / 2, _MARGIN)
-    _legend(sheet, colours, left_out)
+    _legend(sheet, colours, rows, note)
     return sheet.png()
 
 
@@ -211,19 +215,32 @@ def _draw_edge(sheet: Sheet, edge: Edge, points: Sequence[Point], x: float, y: f
     sheet.polygon([(bx, by), (bx + back, by - size / 2), (bx + back, by + size / 2)], color)
 
 
-def _legend(sheet: Sheet, colours: _Colours, left_out: int) -> None:
-    x, y = _MARGIN, sheet.height - 18.0
-    names = list(colours.counts)
-    for name in names[:_LEGEND]:
-        text = f"{name}  {colours.counts[name]}"
-        if x + text_width(text, 11) + 24 > sheet.width - _MARGIN:
-            break
-        sheet.box(x, y - 5, 13, 10, colours.fill[name], mix(colours.fill[name], "#303030", 0.6), 2)
-        sheet.text(x + 19, y, text, 11)
+def _legend_rows(colours: _Colours, width: float, note: float) -> list[list[tuple[str, str]]]:
+    """(device, text) of all that the legend says, in as many rows as it takes beside a note of this width."""
+    named = [(name, f"{name}  {count}") for name, count in colours.counts.items()]
+    if len(named) > _LEGEND:
+        named = [*named[:_LEGEND], ("", f"and {len(named) - _LEGEND} more devices")]
+    rows: list[list[tuple[str, str]]] = [[]]
+    x = _MARGIN
+    for name, text in named:
+        if rows[-1] and x + text_width(text, 11) + 24 > width - _MARGIN - note:
+            rows.append([])
+            x = _MARGIN
+        rows[-1].append((name, text))
         x += text_width(text, 11) + 38
-    if left_out:
-        text = f"and {left_out} more boxes"
-        sheet.text(sheet.width - _MARGIN, y, text, 11, MUTED, "rm")
+    return rows
+
+
+def _legend(sheet: Sheet, colours: _Colours, rows: Sequence[Sequence[tuple[str, str]]], note: str) -> None:
+    for number, row in enumerate(rows):
+        x, y = _MARGIN, sheet.height - 18.0 - _LEGEND_ROW * (len(rows) - 1 - number)
+        for name, text in row:
+            if name:
+                sheet.box(x, y - 5, 13, 10, colours.fill[name], mix(colours.fill[name], "#303030", 0.6), 2)
+            sheet.text(x + 19, y, text, 11, TEXT if name else MUTED)
+            x += text_width(text, 11) + 38
+    if note:
+        sheet.text(sheet.width - _MARGIN, sheet.height - 18.0, note, 11, MUTED, "rm")
 
 
 # --- curves ---------------------------------------------------------------------------------------
