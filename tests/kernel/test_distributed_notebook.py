@@ -26,7 +26,7 @@ def pictures(notebook: Any, cell_id: str) -> int:
 
 
 def check(notebook: Any) -> None:
-    for cell in ("model", "train-everyone", "train-backup", "simulate", "simulate-large"):
+    for cell in ("model", "train-everyone", "train-backup", "elastic", "simulate", "simulate-large"):
         assert pictures(notebook, cell) == 1, cell
     for cell in ("train-everyone", "train-backup"):
         assert "done · step 150 of 150" in texts(notebook, cell)
@@ -35,6 +35,11 @@ def check(notebook: Any) -> None:
     assert everyone < 0.8
     assert backup < 0.8
     assert "18 transfers" in texts(notebook, "timeline")
+    changes = re.findall(r"going on after step \d+ with (\d) replicas: (.*)", texts(notebook, "elastic"))
+    assert changes == [
+        ("2", "/job:worker/task:2 left"),
+        ("4", "/job:worker/task:2, /job:worker/task:3 joined"),
+    ]
     assert re.search(r"^ +100 +32 ", texts(notebook, "simulate-large"), re.MULTILINE)
 
 

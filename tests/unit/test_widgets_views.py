@@ -408,6 +408,28 @@ def test_the_status_line_follows_the_run() -> None:
     assert view.run_status["status"] == "recovering"
 
 
+def test_a_line_says_who_came_and_went() -> None:
+    """What happened at one step is written once; what is said at length is in the status line."""
+    view = Recorded()
+    with Bridge(view, run="r", interval_s=60) as bridge:
+        bridge(metric(50, 1.0))
+        bridge(WorkerState("/job:worker/task:1", "lost", "h:1", wall_s=1.0))
+        bridge(RunState("r", "recovering", 50, 99, wall_s=1.1, detail="/job:worker/task:1 lost"))
+        bridge(RunState("r", "running", 50, 99, wall_s=1.2, detail="going on"))
+        bridge(RunState("r", "recovering", 60, 99, wall_s=2.0, detail="/job:worker/task:3/cpu:0 joining"))
+        bridge(RunState("r", "running", 60, 99, wall_s=2.1))
+        bridge(
+            RunState(
+                "r", "recovering", 70, 99, wall_s=3.0, detail="/job:ps/task:0 (h:1) was lost (Stream removed), while …"
+            )
+        )
+    assert view.sent[-1][0]["marks"] == [
+        {"step": 50, "text": "worker:1 lost"},
+        {"step": 60, "text": "worker:3 joining"},
+        {"step": 70, "text": "recovering"},
+    ]
+
+
 def test_warnings_of_workers_are_shown() -> None:
     view = Recorded()
     with Bridge(view, interval_s=60) as bridge:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,9 @@ INTERVAL_S = 0.1
 # in the first seconds and then now and then.
 _WARM_UP_S = 3.0
 _RESEND_S = 10.0
+
+# An incident of more characters would hide the curve.
+_INCIDENT = 40
 
 
 class Bridge:
@@ -130,7 +134,7 @@ class Bridge:
             return True
         if isinstance(event, RunState) and self._run in ("", event.run):
             if event.status == "recovering" and self._status != "recovering":
-                curves.mark(event.step, "recovering")
+                curves.mark(event.step, _incident(event.detail))
             self._progress.steps = event.steps
             self._progress.update(event.step, event.wall_s)
             self._status, self._detail = event.status, event.detail
@@ -141,3 +145,9 @@ class Bridge:
             self._detail = f"{short_device(event.worker)}: {event.message}" if event.worker else event.message
             return True
         return False
+
+
+def _incident(detail: str) -> str:
+    """What is written beside the line where a run recovers: who came or went, where `detail` says so in a few words."""
+    short = re.sub(r"/job:[^,\s]+", lambda found: short_device(found.group()).removesuffix("/cpu:0"), detail)
+    return short if detail.startswith("/job:") and len(short) <= _INCIDENT else "recovering"

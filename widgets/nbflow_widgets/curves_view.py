@@ -78,8 +78,13 @@ class CurvesView(anywidget.AnyWidget):
         self._touch()
 
     def mark(self, step: int, text: str) -> None:
-        """Notes an incident at a step: a vertical line with a few words."""
-        self._marks.append((int(step), text))
+        """Notes an incident at a step: a vertical line with a few words, those of all that happened there."""
+        last = self._marks[-1] if self._marks else None
+        if last is not None and last[0] == int(step):
+            if text not in last[1]:
+                self._marks[-1] = (int(step), f"{last[1]}, {text}")
+        else:
+            self._marks.append((int(step), text))
         self._touch()
 
     def finish(self) -> None:
