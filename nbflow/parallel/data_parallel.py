@@ -22,8 +22,9 @@ from nbflow.parallel import backups, staleness
 from nbflow.parallel.allreduce import build_ring
 from nbflow.parallel.base import ALL, Expanded, Role
 from nbflow.parallel.compress import check_compress
-from nbflow.parallel.joining import join_all
+from nbflow.parallel.joining import join_all, join_groups
 from nbflow.parallel.pieces import even, splittable
+from nbflow.parallel.pipeline import Pipeline, ended, in_stages
 from nbflow.parallel.replicate import Replication
 from nbflow.parallel.whole import keep_data, make_whole
 
@@ -41,7 +42,8 @@ class DataParallel:
     - `workers`, `ps`: partial devices. Without a job ps variables are spread over the workers; without a job worker
       there is one replica, wherever the placer puts it. Other devices than these two must be there when the step is
       run. `ps=None`: where `sync`, every worker has all variables, and gradients go around a ring of them
-      (`allreduce`).
+      (`allreduce`). `workers` may also be pipelines, as in `(Pipeline(…), Pipeline(…))`: each is a replica, which does
+      its part of every batch in stages; synchronous, without backups or a ring.
     - `sync`: wait for the gradients of a step and apply their mean; otherwise apply each as it comes.
     - `backup`: of the n replicas of synchronous training, the first n - backup to come make a step; what comes later
       is dropped. A slow or lost worker then does not hold up the others. Less than half of the replicas. Where there is
@@ -54,7 +56,7 @@ class DataParallel:
     Raises GraphError for what does not go together.
     """
 
-    workers: str = WORKERS
+    workers: str | tuple[Pipeline, ...] = WORKERS
     ps: str | None = PS
     sync: bool = True
     backup: int = 0
@@ -63,7 +65,11 @@ class DataParallel:
     split_bytes: int = SPLIT_BYTES
 
     def __post_init__(self) -> None:
-        parse_device(self.workers)
+        if isinstance(self.workers, str):
+            parse_device(self.workers)
+        else:
+            object.__setattr__(self, "workers", tuple(self.workers))
+            self._check_pipelines()
         parse_device(self.ps)
         check_compress(self.compress)
         if isinstance(self.backup, bool) or int(self.backup) != self.backup or self.backup < 0:
@@ -82,10 +88,26 @@ class DataParallel:
             if self.sync:
                 raise GraphError(f"staleness={self.staleness} is of asynchronous training; use sync=False")
 
+    def _check_pipelines(self) -> None:
+        pipelines = self.pipelines
+        if not pipelines or not all(isinstance(p, Pipeline) for p in pipelines):
+            raise GraphError(
+                f"workers is a partial device, such as '/job:worker', or a nf.train.Pipeline for each replica, not "
+                f"{self.workers!r}"
+            )
+        if len({(len(p.stages), p.microbatches) for p in pipelines}) > 1:
+            shapes = ", ".join(f"{len(p.stages)} stages and {p.microbatches} micro-batches" for p in pipelines)
+            raise GraphError(f"pipelines that are replicas of one model are alike; these have {shapes}")
+        if not self.sync or self.backup or self.ps is None:
+            raise GraphError(
+                "replicas that are pipelines train in step: sync=True, without a backup, with variables on a ps or, "
+                "where there is none, on the stages of the first"
+            )
+
     def to_attrs(self) -> tuple[AttrValue, ...]:
         return (
             KIND,
-            self.workers,
+            self.workers if isinstance(self.workers, str) else tuple(p.to_attrs() for p in self.workers),
             self.ps or "",
             self.sync,
             self.backup,
@@ -101,7 +123,13 @@ class DataParallel:
         _, workers, ps, sync, *more = attrs
         usual: list[AttrValue] = [0, "", None, SPLIT_BYTES]  # steps of older graphs say less
         backup, compress, bound, limit = [*more, *usual[len(more) :]]
-        return DataParallel(str(workers), str(ps) or None, bool(sync), int(backup), compress or None, bound, int(limit))
+        used = workers if isinstance(workers, str) else tuple(map(Pipeline.from_attrs, workers))
+        return DataParallel(used, str(ps) or None, bool(sync), int(backup), compress or None, bound, int(limit))
+
+    @property
+    def pipelines(self) -> tuple[Pipeline, ...]:
+        """The replicas that are pipelines; none where each is a device."""
+        return () if isinstance(self.workers, str) else self.workers
 
     @property
     def separate(self) -> bool:
@@ -114,7 +142,10 @@ class DataParallel:
         return self.ps is None and not self.separate
 
     def replica_devices(self, available: Sequence[DeviceSpec]) -> list[DeviceSpec]:
-        """One device a replica: every GPU that matches, or where a task has none its first device."""
+        """One device a replica: every GPU that matches, or where a task has none its first device. Of pipelines the
+        devices of all stages, one pipeline after the other."""
+        if not isinstance(self.workers, str):
+            return self._stages(self.workers, available)
         wanted = parse_device(self.workers)
         found: dict[tuple[str | None, int | None], list[DeviceSpec]] = {}
         for device in available:
@@ -126,12 +157,26 @@ class DataParallel:
             chosen += gpus or of_task[:1]
         return chosen
 
+    def _stages(self, pipelines: Sequence[Pipeline], available: Sequence[DeviceSpec]) -> list[DeviceSpec]:
+        found: list[DeviceSpec] = []
+        for number, pipeline in enumerate(pipelines):
+            devices = pipeline.replica_devices(available)
+            taken = next((d for d in devices if d in found), None)
+            if taken is not None:
+                raise GraphError(
+                    f"pipelines {found.index(taken) // len(devices)} and {number} both have a stage on {taken}; name "
+                    "devices of its own for each"
+                )
+            found += devices
+        return found
+
     def check_there(self, available: Sequence[DeviceSpec]) -> None:
         """Raises GraphError for devices that the user named and that are not there.
 
         The usual names match nothing on one machine, or without a ps: what is written with them runs anywhere.
         """
-        for name, asked, usual in (("workers", self.workers, WORKERS), ("ps", self.ps, PS)):
+        workers = self.workers if isinstance(self.workers, str) else ""  # stages are looked for one by one
+        for name, asked, usual in (("workers", workers, WORKERS), ("ps", self.ps, PS)):
             if asked and asked != usual and not any(parse_device(asked).matches(d) for d in available):
                 have = ", ".join(str(d) for d in available)
                 raise GraphError(
@@ -171,6 +216,8 @@ class DataParallel:
         """Where variables should be that nobody asked a device for."""
         wanted = self.ps
         if not wanted or not any(parse_device(wanted).matches(d) for d in available):
+            if not isinstance(self.workers, str):
+                return {}  # each where its stage is
             wanted = self.workers
         return {n.name: wanted for n in graph.nodes.values() if n.op == "variable" and not str(n.device)}
 
@@ -186,6 +233,8 @@ class DataParallel:
         self.check_there(available)
         replicas = self.replica_devices(available)
         prefer = self.prefer(graph, available)
+        if self.pipelines:
+            return self._in_pipelines(graph, step, fetches, replicas, prefer)
         if not replicas:
             if self.backup:
                 have = ", ".join(str(d) for d in available)
@@ -216,3 +265,18 @@ class DataParallel:
             make_whole(replication, [replication.tensors[key] for key in replication.given])
             keep_data(replication.made)
         return replication.expanded(prefer)
+
+    def _in_pipelines(
+        self,
+        graph: Graph,
+        step: Node,
+        fetches: Sequence[Node | Tensor],
+        devices: Sequence[DeviceSpec],
+        prefer: dict[str, str],
+    ) -> Expanded:
+        count, size = len(self.pipelines), self.pipelines[0].microbatches
+        stages = len(devices) // count
+        groups = [devices[n * stages : (n + 1) * stages] for n in range(count)]
+        replication, beside = in_stages(graph, step, fetches, groups, size)
+        join_groups(replication, size, self.compress)
+        return ended(replication, prefer or beside, devices)

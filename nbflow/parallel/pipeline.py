@@ -87,23 +87,47 @@ class Pipeline:
     ) -> Expanded:
         """`graph` with a copy of forward and backward for each micro-batch, placed and ordered."""
         devices = self.replica_devices(available)
-        replication = Replication(graph, step, fetches, [devices[0]] * self.microbatches, what="micro-batches")
-        stages = _Stages(replication, devices)
-        replication.device_of = lambda node, index: devices[stages.of[node.name]] if node.op != "constant" else None
-        replication.early()
-        for index in range(self.microbatches):
-            replication.replica(index)
-        if replication.weights() is None:
-            message = f"{step.name!r} reads no dataset, so a batch of it cannot be cut into micro-batches"
-            raise GraphError(message, where=step.where)
-        stages.check_all_compute()
-        for stage in range(len(devices)):
-            stages.order(stage, self.microbatches)
+        replication, prefer = in_stages(graph, step, fetches, [devices], self.microbatches)
         join_all(replication, None)
-        replication.rest()
-        keep_only(replication.made, [replication.stands_for(f) for f in fetches])
-        made = replication.expanded(stages.prefer())
-        return Expanded(made.graph, made.tensors, made.nodes, made.prefer, tuple(str(d) for d in devices))
+        return ended(replication, prefer, devices)
+
+
+def in_stages(
+    graph: Graph,
+    step: Node,
+    fetches: Sequence[Node | Tensor],
+    groups: Sequence[Sequence[DeviceSpec]],
+    microbatches: int,
+) -> tuple[Replication, dict[str, str]]:
+    """A copy of forward and backward for each micro-batch of each pipeline, the stages of which are the devices of a
+    group, placed and ordered; a pipeline's copies follow each other. And where variables are in the first one."""
+    firsts = [devices[0] for devices in groups for _ in range(microbatches)]
+    replication = Replication(graph, step, fetches, firsts, what="micro-batches")
+    stages = _Stages(replication, groups[0])
+
+    def device_of(node: Node, index: int) -> DeviceSpec | None:
+        return None if node.op == "constant" else groups[index // microbatches][stages.of[node.name]]
+
+    replication.device_of = device_of
+    replication.early()
+    for index in range(len(firsts)):
+        replication.replica(index)
+    if replication.weights() is None:
+        message = f"{step.name!r} reads no dataset, so a batch of it cannot be cut into micro-batches"
+        raise GraphError(message, where=step.where)
+    stages.check_all_compute()
+    for number, devices in enumerate(groups):
+        for stage, device in enumerate(devices):
+            stages.order(stage, device, range(number * microbatches, (number + 1) * microbatches))
+    return replication, stages.prefer()
+
+
+def ended(replication: Replication, prefer: dict[str, str], devices: Sequence[DeviceSpec]) -> Expanded:
+    """What comes after the joins, and nothing that nobody asked for."""
+    replication.rest()
+    keep_only(replication.made, [replication.stands_for(f) for f in replication.fetches])
+    made = replication.expanded(prefer)
+    return Expanded(made.graph, made.tensors, made.nodes, made.prefer, tuple(str(d) for d in devices))
 
 
 class _Stages:
@@ -171,9 +195,10 @@ class _Stages:
                     found[name] = min(found.get(name, len(self.devices)), self.of[node.name])
         return {name: str(self.devices[stage]) for name, stage in found.items()}
 
-    def order(self, stage: int, count: int) -> None:
-        """Orders the work of `stage` by control edges: one forward, one backward."""
-        made = self.replication.made
+    def order(self, stage: int, device: DeviceSpec, copies: range) -> None:
+        """Orders the work of `stage` of the pipeline whose micro-batches are `copies`, which `device` does, by control
+        edges: one forward, one backward."""
+        made, count = self.replication.made, len(copies)
         first = min(count, len(self.devices) - stage)
         turns = [(False, j) for j in range(first)]
         for j in range(count):
@@ -183,14 +208,13 @@ class _Stages:
             for backward in (False, True)
         }
         for (back, earlier), (next_back, later) in pairwise(turns):
-            before = [made.nodes[f"replica_{earlier}/{n}"] for n in names[back]]
-            after = [made.nodes[f"replica_{later}/{n}"] for n in names[next_back]]
+            before = [made.nodes[f"replica_{copies[earlier]}/{n}"] for n in names[back]]
+            after = [made.nodes[f"replica_{copies[later]}/{n}"] for n in names[next_back]]
             if before and after:
                 kind = "backward" if back else "forward"
-                done = made.add(
-                    "group", (), {}, name=f"pipeline/{stage}/{kind}_{earlier}", control_inputs=_ends(before)
-                )
-                done.device = self.devices[stage]
+                name = f"pipeline/{stage}/{kind}_{copies[earlier]}"
+                done = made.add("group", (), {}, name=name, control_inputs=_ends(before))
+                done.device = device
                 for node in _beginnings(after):
                     node.control_inputs = (*node.control_inputs, done)
 

@@ -156,7 +156,7 @@ def _prepare(step: Node, replicas: int, ps: int) -> tuple[str, str, Prepared]:
     goal = pruned.nodes[step.name]
     strategy = _synchronous(goal)
     goal.attrs["strategy"] = strategy.to_attrs()
-    workers_job = parse_device(strategy.workers).job or "worker"
+    workers_job = parse_device(strategy.workers if isinstance(strategy.workers, str) else None).job or "worker"
     ps_job = parse_device(strategy.ps).job or "ps"
     infos = [DeviceInfo(DeviceSpec(workers_job, i, "null", 0)) for i in range(replicas)]
     infos += [DeviceInfo(DeviceSpec(ps_job, i, "null", 0)) for i in range(ps)]
@@ -176,6 +176,8 @@ def _synchronous(step: Node) -> DataParallel:
             f"{step.name!r} has the strategy {attrs[0]}; simulated are steps with DataParallel", where=step.where
         )
     strategy = DataParallel.from_attrs(attrs) if attrs else DataParallel()
+    if strategy.pipelines:
+        raise GraphError(f"{step.name!r} is trained by pipelines, which cannot be simulated", where=step.where)
     if not strategy.sync:
         raise GraphError(
             f"{step.name!r} is asynchronous: simulated are steps that replicas make together", where=step.where

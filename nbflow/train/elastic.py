@@ -98,8 +98,9 @@ class Elastic:
         keeper: Keeper | None,
     ) -> None:
         strategy = read_strategy(strategy_of(step))
-        if not isinstance(strategy, DataParallel | LocalSGD):
-            what = "none" if strategy is None else type(strategy).__name__
+        is_fixed = isinstance(strategy, DataParallel) and strategy.pipelines
+        if is_fixed or not isinstance(strategy, DataParallel | LocalSGD):
+            what = "none" if strategy is None else type(strategy).__name__ + " over pipelines" * bool(is_fixed)
             raise GraphError(
                 f"elastic=True is for replicas that may be more or fewer: DataParallel and LocalSGD; the strategy of "
                 f"{step.name!r} is {what}",

@@ -30,6 +30,7 @@ EXACT: dict[str, Any] = {
     "tables and weights in pieces": DataParallel(split_bytes=1024),
     "local, averaged each step": LocalSGD(every=1),
     "pipeline": Pipeline(TWO, 4),
+    "two pipelines": DataParallel((Pipeline(TWO, 2), Pipeline(("/job:worker/task:2", "/job:worker/task:3"), 2))),
 }
 # What is not, with the steps that it is given: an asynchronous one reports one in four of them.
 NOISY: dict[str, tuple[Any, int]] = {
@@ -38,6 +39,7 @@ NOISY: dict[str, tuple[Any, int]] = {
     "stale": (DataParallel(sync=False, staleness=1), 160),
     "stale, in pieces": (DataParallel(sync=False, staleness=1, split_bytes=1024), 160),
     "float16": (DataParallel(compress="float16"), 48),
+    "bfloat16": (DataParallel(compress="bfloat16"), 48),
     "local": (LocalSGD(every=4), 48),
 }
 
@@ -71,7 +73,7 @@ def test_the_loss_falls_below_its_bound(many: Any, row: str, model: str) -> None
     optimizer, bound = BOUNDS[model]
     strategy, steps = NOISY[row]
     found, _ = trained(MODELS[model], strategy, steps=steps, optimizer=optimizer, cluster=many)
-    assert found[0] > 2.0
+    assert found.max() > bound  # asynchronous replicas report when others have updated already
     assert found[-4:].mean() < bound
 
 
