@@ -49,12 +49,13 @@ def place(
     prefer: Mapping[str, str] | None = None,
     supports: Supports = lambda op, device_type: True,
     cost: Callable[[], CostModel] | None = None,
+    spread: float = 0.0,
 ) -> dict[str, Placed]:
     """Places every node of `graph` on one of `infos`.
 
     `homes`: name of a variable, iterator or queue -> where its state lives already. `prefer`: variable name -> the
     partial device that a strategy wants it on. `supports(op, device type)`. `cost` gives what things take, and is only
-    asked when there is something to decide; None: what ops declare and devices report.
+    asked when there is something to decide; None: what ops declare and devices report. `spread`: see `placement_room`.
 
     Raises PlacementError that names both nodes and both cells when constraints contradict each other, lists the
     devices when nothing matches, and says what does not fit into memory.
@@ -81,9 +82,9 @@ def place(
         return placed
     model = CostModel.of(infos) if cost is None else cost()
     try:
-        drafted = draft(graph, groups, model)
+        drafted = draft(graph, groups, model, spread)
         if model.measure is not None and _links_matter(drafted.problem):
-            drafted = draft(graph, groups, model.measured())
+            drafted = draft(graph, groups, model.measured(), spread)
         _place_rest(drafted, _decide(drafted), placed)
     except NoRoom as error:
         raise drafted.does_not_fit(error.unit) from None

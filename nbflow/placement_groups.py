@@ -106,7 +106,7 @@ def constrain(group: Group, devices: Sequence[DeviceSpec], homes: Mapping[str, D
         if home is not None:
             what = "value" if node.op == "variable" else "state"
             fix = f"run it there, or give {node.name!r} another name: state does not move"
-            _narrow(group, Wish(node, f"its {what} lives on {home}", fix, (home,)))
+            _narrow(group, Wish(node, f"has its {what} on {home}", fix, (home,)))
         if str(node.device):
             _ask(group, node, devices)
     _keep_supported(group, supports)

@@ -89,9 +89,9 @@ class Drafted:
         )
 
 
-def draft(graph: Graph, groups: Mapping[str, Group], cost: CostModel) -> Drafted:
-    """The problem of a graph whose groups know their candidates. Raises PlacementError for an op that needs more memory
-    than any of its devices has."""
+def draft(graph: Graph, groups: Mapping[str, Group], cost: CostModel, spread: float = 0.0) -> Drafted:
+    """The problem of a graph whose groups know their candidates. `spread`: the part of all that its ops make that a
+    group is taken to hold."""
     nodes = topological(graph.nodes.values())
     number = {node.name: i for i, node in enumerate(nodes)}
     units = unique({n.name: groups[n.name] for n in nodes})
@@ -103,7 +103,7 @@ def draft(graph: Graph, groups: Mapping[str, Group], cost: CostModel) -> Drafted
     inputs = [_inputs(n, number, sizes) for n in nodes]
     room = [cost.devices[d].memory_bytes or float("inf") for d in devices]
     candidates = [[index[d] for d in g.candidates] for g in units]
-    weight = _weights(nodes, unit_of, sizes, len(units), min(room))
+    weight = _weights(nodes, unit_of, sizes, len(units), min(room), spread)
     between = [[cost.link_between(a, b) for b in devices] for a in devices]
     latency_s = [[0.0 if a == b else k.latency_s for b, k in enumerate(row)] for a, row in enumerate(between)]
     byte_s = [[0.0 if a == b else 1 / k.bytes_per_s for b, k in enumerate(row)] for a, row in enumerate(between)]
@@ -165,19 +165,14 @@ def _is_lazy(group: Group) -> bool:
 
 
 def _weights(
-    nodes: Sequence[Node], unit_of: Sequence[int], sizes: Sequence[float], units: int, room: float
+    nodes: Sequence[Node], unit_of: Sequence[int], sizes: Sequence[float], units: int, room: float, spread: float
 ) -> list[float]:
-    """What each unit holds: variables and constants all the time. Empty when everything fits anywhere."""
-    if sum(sizes) <= room:
-        return []
+    """What each unit holds: variables and constants, and of all else that it makes the part `spread`. Empty when that
+    fits anywhere. What is alive only for a while is counted when it is known where all are (`placement_room`)."""
     weight = [0.0] * units
-    most = [0.0] * units
     for node, unit, size in zip(nodes, unit_of, sizes, strict=True):
-        if node.op in ("variable", "constant"):
-            weight[unit] += size
-        else:
-            most[unit] = max(most[unit], size)
-    return [w + m for w, m in zip(weight, most, strict=True)]
+        weight[unit] += size if node.op in ("variable", "constant") else spread * size
+    return weight if sum(weight) > room else []
 
 
 def _readers(

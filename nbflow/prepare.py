@@ -13,13 +13,15 @@ from nbflow.body import bodies_of
 from nbflow.compile import bundles_by_task, check_plan, compile_part
 from nbflow.cost import CostModel
 from nbflow.device import DeviceSpec
+from nbflow.errors import PlacementError
 from nbflow.graph import Graph, Node, Tensor, ancestors
 from nbflow.ops import queue, replicas
 from nbflow.optimize import Optimized, Pruned, Report, optimize, prune
-from nbflow.optimize.schedule import Peaks, schedule
+from nbflow.optimize.schedule import Peaks, schedule, written_peaks
 from nbflow.partition import check_partition, partition
 from nbflow.placement import HOLDERS, Placed, place
 from nbflow.placement_bodies import place_bodies
+from nbflow.placement_room import SPREADS, TooFull, too_full
 from nbflow.plan import Bundle, new_bundle_id
 from nbflow.spec import TensorSpec
 from nbflow.structure import Leaf
@@ -167,13 +169,30 @@ def _arrange(optimized: Optimized, setting: Setting, prefer: Mapping[str, str]) 
     graph = optimized.graph
     keys = {n.name: state_key(graph, n.name) for n in graph.nodes.values() if n.op in HOLDERS}
     homes = {name: setting.homes[key] for name, key in keys.items() if key in setting.homes}
-    placed = place(graph, setting.infos, homes=homes, prefer=prefer, supports=supports, cost=setting.cost)
-    place_bodies(graph, placed, setting.devices, supports)
-    if "schedule" not in setting.passes:
-        return placed, {}
-    devices = {name: placed[name].device for name in graph.nodes.keys()}
     fetched = [x for x in optimized.wanted if not isinstance(x, Node)]
-    return placed, schedule(graph, devices, fetched)
+    scheduled, limited = "schedule" in setting.passes, any(i.memory_bytes for i in setting.infos)
+    full: TooFull | None = None
+    for spread in SPREADS:
+        try:
+            placed = place(
+                graph, setting.infos, homes=homes, prefer=prefer, supports=supports, cost=setting.cost, spread=spread
+            )
+        except PlacementError as error:
+            if full is None:
+                raise
+            raise full.error() from error  # what is certain to be too much says more than what was tried instead
+        place_bodies(graph, placed, setting.devices, supports)
+        devices = {name: placed[name].device for name in graph.nodes.keys()}
+        if scheduled:
+            peaks = schedule(graph, devices, fetched)
+        else:
+            peaks = written_peaks(graph, devices, fetched) if limited else {}
+        found = too_full(graph, placed, setting.infos, peaks, fetched)
+        if found is None:
+            return placed, peaks if scheduled else {}
+        full = full or found
+    assert full is not None  # or one of them was returned
+    raise full.error()
 
 
 def _in_pieces(

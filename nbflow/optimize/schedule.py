@@ -14,7 +14,7 @@ device takes memory from its first reader on: partitioning puts its recv right b
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nbflow.body import is_stateful, writes_state
@@ -52,9 +52,29 @@ def schedule(graph: Graph, devices: Devices, fetched: Sequence[Tensor]) -> Peaks
     return {str(d): (before[d], after[d]) for d in before}
 
 
+def written_peaks(graph: Graph, devices: Devices, fetched: Sequence[Tensor]) -> Peaks:
+    """What `schedule` gives, where the order stays as it is."""
+    return {device: (peak, peak) for device, peak in peak_bytes(graph, devices, fetched).items()}
+
+
 def _is_better(after: Mapping[DeviceSpec, float], before: Mapping[DeviceSpec, float]) -> bool:
     lower = sum(after.values()) <= (1 - WORTH_PART) * sum(before.values())
     return lower and all(after[d] <= before[d] for d in before)
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The moment at which most is in use on a device: while `node` runs, with `values` alive, the largest first."""
+
+    nbytes: float
+    node: Node
+    values: tuple[Tensor, ...]
+
+
+def peak_of(graph: Graph, devices: Devices, fetched: Sequence[Tensor], device: DeviceSpec) -> Peak | None:
+    """When most is in use on `device`, in the order of `graph`. What has no known size counts as nothing: that much is
+    sure. None for a device without ops."""
+    return _Model(graph, devices, fetched, sure=True).peak_of(device)
 
 
 def peak_bytes(graph: Graph, devices: Devices, fetched: Sequence[Tensor]) -> dict[str, float]:
@@ -79,7 +99,9 @@ class _Memory:
 
 
 class _Model:
-    def __init__(self, graph: Graph, devices: Devices, fetched: Sequence[Tensor]) -> None:
+    def __init__(self, graph: Graph, devices: Devices, fetched: Sequence[Tensor], *, sure: bool = False) -> None:
+        self.sure = sure
+        self.values: list[Tensor] = []  # what each memory was made for
         self.nodes = list(graph.nodes.values())
         self.devices = {devices[n.name]: None for n in self.nodes}
         self.memories: list[_Memory] = []
@@ -110,7 +132,8 @@ class _Model:
                 continue
             outside = node.op in ("constant", "placeholder") or tensor.spec.resource
             self._of_value[key] = len(self.memories)
-            memory = _Memory(device, 0.0 if outside else nbytes_of([tensor.spec]), kept=outside)
+            memory = _Memory(device, 0.0 if outside else self._bytes(tensor), kept=outside)
+            self.values.append(tensor)
             memory.buffer = tensor.spec if _takes_buffer(node) else None
             self.memories.append(memory)
             self.makes[i].append(self._of_value[key])
@@ -121,17 +144,48 @@ class _Model:
         found = self._of_value.get(key)
         if found is None:
             found = self._of_value[key] = len(self.memories)
-            self.memories.append(_Memory(device, nbytes_of([tensor.spec])))
+            self.memories.append(_Memory(device, self._bytes(tensor)))
+            self.values.append(tensor)
         return found
+
+    def _bytes(self, tensor: Tensor) -> float:
+        return nbytes_of([tensor.spec]) if tensor.spec.is_static or not self.sure else 0.0
 
     def peaks(self, order: Sequence[int]) -> dict[DeviceSpec, float]:
         """What running in this order takes on each device: its buffers, which are kept from step to step and given to
         one value of their spec after the other, and the most that is alive at once beside them."""
+        whole, most = dict.fromkeys(self.devices, 0.0), dict.fromkeys(self.devices, 0.0)
+        for _, buffers, live, _ in self._run(order):
+            whole = buffers
+            for device, nbytes in live.items():
+                most[device] = max(most[device], nbytes)
+        return {d: whole[d] + most[d] for d in whole}
+
+    def peak_of(self, device: DeviceSpec) -> Peak | None:
+        """When most is in use on `device`, in the order in which the nodes are."""
+        best, at, alive = -1.0, 0, list[int]()
+        for i, buffers, live, here in self._run(range(len(self.nodes))):
+            if device in buffers and buffers[device] + live[device] > best:
+                best, at = buffers[device] + live[device], i
+                alive = [m for m, is_here in enumerate(here) if is_here and self._takes(m, device)]
+        if best < 0:
+            return None
+        largest = sorted(alive, key=lambda m: (-self.memories[m].nbytes, m))
+        return Peak(best, self.nodes[at], tuple(self.values[m] for m in largest))
+
+    def _takes(self, number: int, device: DeviceSpec) -> bool:
+        return self.memories[number].nbytes > 0 and self.memories[number].device == device
+
+    def _run(
+        self, order: Sequence[int]
+    ) -> Iterator[tuple[int, dict[DeviceSpec, float], dict[DeviceSpec, float], list[bool]]]:
+        """Each node in turn, when what it reads and makes is there: the bytes of the buffers so far and of what is
+        alive beside them, on each device, and which memories are in use."""
         left = [m.readers for m in self.memories]
         here = [False] * len(self.memories)
         free: dict[tuple[DeviceSpec, TensorSpec], int] = {}
         buffers = dict.fromkeys(self.devices, 0.0)
-        live, most = dict(buffers), dict(buffers)
+        live = dict(buffers)
         for i in order:
             both = (*self.makes[i], *self.reads[i])
             for m in both:
@@ -141,23 +195,23 @@ class _Model:
                 here[m] = True
                 if memory.buffer is None:
                     live[memory.device] += memory.nbytes
-                    most[memory.device] = max(most[memory.device], live[memory.device])
                 elif free.get((memory.device, memory.buffer), 0):
                     free[(memory.device, memory.buffer)] -= 1
                 else:
                     buffers[memory.device] += memory.nbytes
+            yield i, buffers, live, here
             for m in self.reads[i]:
                 left[m] -= 1
             for m in both:
                 memory = self.memories[m]
                 if left[m] == 0 and not memory.kept:
                     left[m] = -1  # freed
+                    here[m] = False
                     if memory.buffer is None:
                         live[memory.device] -= memory.nbytes
                     else:
                         key = (memory.device, memory.buffer)
                         free[key] = free.get(key, 0) + 1
-        return {d: buffers[d] + most[d] for d in buffers}
 
     # --- edges ---------------------------------------------------------------------------------------------------
 
