@@ -3,21 +3,30 @@ everything free on the first device by name, which is what TensorFlow ships.
 
     python benchmarks/placement.py
 
-Steps are simulated by the cost model of `nbflow.cost`: they say what the placer thinks, on any machine the same.
+Steps are simulated by the cost model of `nbflow.cost`: they say what the placer thinks, on any machine the same. Then
+two worker processes of this machine run the towers, smaller, as they are placed, all on the first of them, and with
+every group of ops on one of the two by lot: the same losses, in turn. Each worker computes with its part of the cores.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
+import common  # first: it names the threads
+import numpy as np
 from common import Report, Spread
 from models import MLP, nbflow_loss
 
 import nbflow as nf
 from nbflow.cost import CostModel
 from nbflow.device import parse_device
-from nbflow.graph import Graph
+from nbflow.graph import Graph, Node, Tensor
 from nbflow.partition import check_partition, partition
 from nbflow.placement import Placed, place, simulated
 from nbflow.placement_groups import constrain, groups_of
@@ -57,7 +66,7 @@ def mlp() -> Graph:
     return graph
 
 
-def transformer(towers: int = 4, width: int = 512, length: int = 256, batch: int = 8) -> Graph:
+def transformer(towers: int = 4, width: int = 512, length: int = 256, batch: int = 8) -> tuple[Graph, Node, Tensor]:
     """A training step of `towers` attention blocks beside each other whose outputs are added: width that a placer can
     use, as in an ensemble or a mixture of experts that are all asked."""
     with Graph().as_default() as graph:
@@ -69,8 +78,7 @@ def transformer(towers: int = 4, width: int = 512, length: int = 256, batch: int
                 h = h + nf.layers.dense(nf.layers.dense(h, 4 * width, nf.nn.relu, name="up"), width, name="down")
                 outputs.append(nf.mean(h, axis=1))
         loss = nf.mean(sum(outputs[1:], outputs[0]) ** 2)
-        nf.optim.SGD(0.01).minimize(loss)
-    return graph
+        return graph, nf.optim.SGD(0.01).minimize(loss), loss
 
 
 def first_by_name(graph: Graph, infos: list[DeviceInfo]) -> dict[str, Placed]:
@@ -115,13 +123,56 @@ def worth(report: Report, case: str, graph: Graph, count: int) -> None:
         report.row(f"{case}, {count} workers", f"{side} ({used} used)", Spread.of([step_ms]), "ms")
 
 
+PLACER, FIRST, LOT = "placer", "first device by name", "by lot"
+
+
+def on_workers(report: Report, options: argparse.Namespace) -> None:
+    """Steps of real worker processes."""
+    for name in common.THREAD_VARIABLES:  # workers that share the machine get their part of its threads
+        os.environ.pop(name, None)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(nf.cluster.local(workers=2))
+        lot, specs = random.Random(0), [i.spec for i in cluster.devices()]
+        x = np.random.default_rng(0).normal(size=(8, 128, 256)).astype(np.float32)
+        losses, steps = {}, {}
+        for side in (PLACER, FIRST, LOT):
+            graph, step, loss = transformer(towers=4, width=256, length=128, batch=8)
+            graph.seed = 1
+            for group in {id(g): g for g in groups_of(graph).values()}.values():
+                chosen = None if side == PLACER else specs[0] if side == FIRST else lot.choice(specs)
+                for node in group.nodes:
+                    node.device = chosen or node.device
+            session = stack.enter_context(nf.Session(cluster, graph, profile="off"))
+            feeds = {graph.node("x").outputs[0]: x}
+            losses[side] = [float(session.run([step, loss], feeds)[1]) for _ in range(5)]
+            used = {p.device.task_name for p in session.last.placement.values()} if session.last else set()
+            print(f"{side}: {len(used)} workers used")
+            steps[side] = _run(session, step, feeds)
+        common.compare_losses("towers", losses)
+        rounds = common.rounds(options)
+        measured = common.measure("4 towers on 2 real workers", steps, rounds=rounds, window_s=1.0)
+        report.add(measured, PLACER, unit="ms")
+
+
+def _run(session: nf.Session, step: Node, feeds: dict[Tensor, Any]) -> Callable[[int], None]:
+    def run(count: int) -> None:
+        for _ in range(count):
+            session.run(step, feeds)
+
+    return run
+
+
 def main() -> None:
-    report = Report("Placing 10,000 ops, and what the placement is worth (simulated steps)", ["numpy"])
+    options = common.arguments(__doc__).parse_args()
+    report = Report("Placing 10,000 ops, and what the placement is worth, simulated and on two workers", ["numpy"])
     report.begin()
+    on_workers(report, options)
+    if options.quick:
+        return
     for width in (2, 16):
         speed(report, width)
     worth(report, "MNIST model", mlp(), 4)
-    worth(report, "transformer, 4 towers", transformer(), 4)
+    worth(report, "transformer, 4 towers", transformer()[0], 4)
     worth(report, "16 chains", many_ops(16), 16)
     print(f"\n{report.write('placement')}")
 

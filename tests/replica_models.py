@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,13 @@ def _images(dtype: str) -> tuple[Any, Any]:
     return data["x"], data["y"]
 
 
-def mlp(dtype: str) -> Any:
-    """784-32-32-10; the loss."""
+def mlp(dtype: str, devices: Sequence[str] = ("", "")) -> Any:
+    """784-32-32-10; the loss. `devices`: of the first hidden layer, and of the second."""
     x, y = _images(dtype)
     h = nf.reshape(x, (-1, 784))
-    for number in range(2):
-        h = nf.layers.dense(h, 32, activation=nf.nn.relu, name=f"hidden{number}")
+    for number, device in enumerate(devices):
+        with nf.device(device):
+            h = nf.layers.dense(h, 32, activation=nf.nn.relu, name=f"hidden{number}")
     return nf.mean(nf.nn.softmax_cross_entropy(nf.layers.dense(h, 10, name="logits"), y))
 
 
@@ -49,15 +50,16 @@ def conv(dtype: str) -> Any:
     return nf.mean(nf.nn.softmax_cross_entropy(nf.layers.dense(nf.reshape(h, (-1, 392)), 10, name="logits"), y))
 
 
-def transformer(dtype: str) -> Any:
-    """Width 32, 2 heads, 2 layers, 16 words, with a causal mask: says at each place what the first word was."""
+def transformer(dtype: str, devices: Sequence[str] = ("", "")) -> Any:
+    """Width 32, 2 heads, 2 layers, 16 words, with a causal mask: says at each place what the first word was.
+    `devices`: of the first layer, and of the second."""
     words = np.random.default_rng(1).integers(0, 12, (ROWS, 16))
     first = np.repeat(words[:, :1], 16, axis=1)
     data = nf.data.from_arrays({"x": words, "y": first}).repeat().batch(BATCH).next()
     places = nf.Variable(np.random.default_rng(2).normal(0, 0.1, (16, 32)).astype(dtype), name="places")
     h = nf.layers.embedding(data["x"], 12, 32, name="words", dtype=dtype) + places
-    for number in range(2):
-        with nf.name_scope(f"block{number}"):
+    for number, device in enumerate(devices):
+        with nf.name_scope(f"block{number}"), nf.device(device):
             normed = nf.layers.layer_norm(h, name="n1")
             h = h + nf.layers.multi_head_attention(normed, heads=2, causal=True, name="attend")
             inner = nf.layers.dense(nf.layers.layer_norm(h, name="n2"), 64, activation=nf.nn.gelu, name="up")

@@ -77,6 +77,25 @@ def test_the_loss_falls_below_its_bound(many: Any, row: str, model: str) -> None
     assert found[-4:].mean() < bound
 
 
+@pytest.mark.parametrize("model", ["mlp", "transformer"])
+def test_a_model_over_devices_has_the_bits_of_one_process(many: Any, model: str) -> None:
+    """Layers with their variables and gradients on two workers, by device scopes; also with the losses reported."""
+
+    def divided(dtype: str) -> Any:
+        loss = MODELS[model](dtype, devices=TWO)
+        homes = {n.name: str(n.device) for n in loss.graph.nodes.values() if n.op == "variable"}
+        assert set(homes.values()) >= set(TWO)
+        return loss
+
+    optimizer = nf.optim.SGD(0.1, momentum=0.9)
+    losses, variables = trained(MODELS[model], None, steps=4, optimizer=optimizer)
+    found, after = trained(divided, None, steps=4, optimizer=optimizer, cluster=many)
+    np.testing.assert_array_equal(found, losses)
+    assert after.keys() == variables.keys()
+    for name, value in variables.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 

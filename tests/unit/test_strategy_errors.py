@@ -99,12 +99,19 @@ def test_too_few_replicas_are_left_by_backups(graph: Graph, workers: int, backup
     refused(DataParallel(backup=backup), rows().repeat().batch(8), said, workers)
 
 
-def test_backups_without_workers_are_warned_of(graph: Graph) -> None:
-    step = nf.optim.SGD(0.1).minimize(loss_of(rows().batch(8)), strategy=DataParallel(backup=1))
-    with pytest.warns(
-        UserWarning, match=r"backup=1 has no effect: no device matches workers='/job:worker' \(there are"
-    ):
-        nf.run(step)
+@pytest.mark.parametrize("workers", [None, "/job:worker"])
+def test_backups_without_workers(graph: Graph, workers: str | None) -> None:
+    """On a ps alone, and in this process alone; the same model trains there without backups."""
+    said = r"backup=1 needs several replicas, and no device matches workers='/job:worker'; there are .*leave backup out"
+    if workers:
+        refused(DataParallel(backup=1), rows().repeat().batch(8), said, workers=0)
+        return
+    loss = loss_of(rows().repeat().batch(8))
+    step = nf.optim.SGD(0.1).minimize(loss, strategy=DataParallel(backup=1))
+    for run in (lambda: nf.run(step), lambda: nf.train.run(step, 8, show=False), lambda: nf.placement(step)):
+        with pytest.raises(errors.GraphError, match=said):
+            run()
+    assert nf.train.run(nf.optim.SGD(0.1).minimize(loss, strategy=DataParallel()), 2, show=False).status == "done"
 
 
 @pytest.mark.parametrize("strategy", ["sync", DataParallel, 2], ids=str)
