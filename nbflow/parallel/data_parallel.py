@@ -10,7 +10,6 @@ The joining follows Chen et al., "Revisiting Distributed Synchronous SGD" (2016)
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,8 +45,8 @@ class DataParallel:
       its part of every batch in stages; synchronous, without backups or a ring.
     - `sync`: wait for the gradients of a step and apply their mean; otherwise apply each as it comes.
     - `backup`: of the n replicas of synchronous training, the first n - backup to come make a step; what comes later
-      is dropped. A slow or lost worker then does not hold up the others. Less than half of the replicas. Where there is
-      no worker at all the step is trained in one piece, after a warning.
+      is dropped. A slow or lost worker then does not hold up the others. Less than half of the replicas: running the
+      step is an error with too few of them, or none.
     - `compress`: "bfloat16" or "float16": gradients travel as that.
     - `split_bytes`: a variable of more bytes than this is split by rows, each piece a state of its own: as few pieces
       as make each no larger, and at most one for each task that may hold variables. Not with ps=None.
@@ -238,10 +237,10 @@ class DataParallel:
         if not replicas:
             if self.backup:
                 have = ", ".join(str(d) for d in available)
-                warnings.warn(
-                    f"backup={self.backup} has no effect: no device matches workers={self.workers!r} (there are "
-                    f"{have}), so the step is trained in one piece; nf.set_cluster(...) first, for several replicas",
-                    stacklevel=2,
+                raise GraphError(
+                    f"backup={self.backup} needs several replicas, and no device matches workers={self.workers!r}; "
+                    f"there are {have}: nf.set_cluster(...) first, or leave backup out for a step in one piece",
+                    where=step.where,
                 )
             return Expanded.unchanged(graph, prefer)
         if self.backup:
