@@ -50,10 +50,10 @@ def worker(*flags: str, token: str | None = TOKEN, **environment: str) -> Iterat
     finally:
         process.terminate()
         try:
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(60)
             if process.stdout is not None:
                 process.stdout.close()
 
