@@ -12,6 +12,10 @@ import pytest
 import nbflow as nf
 import nbflow_workers
 from nbflow.errors import NbflowError, PlacementError, RunError, WorkerError
+from nbflow.testing.transport import add_bundle, command
+from nbflow_workers.client import GrpcTransport, Link
+from nbflow_workers.security import Token
+from nbflow_workers.session import Session
 from tests.cluster.test_attach import TOKEN, worker
 from tests.proxies import Proxy
 
@@ -136,3 +140,32 @@ def test_what_a_lost_worker_holds_is_found_again_after_steps_without_it() -> Non
             proxy.heal()
             assert eventually(lambda: session.run(kept)) == 2.0
             assert session.run([step, beside]) == [3.0, 8.0]
+
+
+def test_a_connection_to_a_peer_that_died_unseen_is_made_anew() -> None:
+    with worker() as address, Proxy(address) as proxy:
+        cluster = nbflow_workers.attach([address], token=TOKEN)
+        with cluster:
+            info = cluster.workers()[0]
+            cluster.connect("shared")
+
+            def connect(task: str) -> GrpcTransport:
+                link = Link(proxy.address, Token(TOKEN), name=task)
+                return GrpcTransport(link, info, "shared", driver="a peer", owns_session=False, owns_link=True)
+
+            session = Session("shared", b"x" * 16, connect)
+            first = session.peer(info.task_name)
+            bundle = add_bundle(info.task_name, (2,))
+            x = np.zeros(2, np.float32)
+            first.register(bundle)
+            first.start(command(bundle, {"x": x})).result(30)
+            assert session.peer(info.task_name) is first, "a connection that answers is used again"
+            proxy.freeze()
+            assert first.usable, "nothing shows yet that it is dead"
+            second = session.peer(info.task_name)
+            assert second is not first
+            assert not first.usable
+            proxy.heal()
+            second.register(bundle)
+            eventually(lambda: second.start(command(bundle, {"x": x})).result(30))
+            session.forget_peers()

@@ -174,6 +174,15 @@ class GrpcTransport:
         """False when it was closed, or its connection broke."""
         return not (self._closed or self._lost) and self._steps.state in ("new", "opening", "open")
 
+    def answers(self, *, timeout_s: float) -> bool:
+        """Whether the worker answers over this connection now, and its streams have not broken by then."""
+        try:
+            self._link.describe(timeout_s=timeout_s)
+        except NbflowError as error:
+            log.info("%s does not answer: %s", self, error)
+            return False
+        return self.usable
+
     def register(self, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
         with self._lock:
             if bundle.id in self._registered:

@@ -35,6 +35,8 @@ EVENT_BATCH = 1024
 WINDOW_S = 0.1
 # The level of the Log that stands for events which were left out: a run's are read from its worker's record.
 GAP = "gap"
+# A connection to a peer that does not answer within this time is made anew.
+PEER_TIMEOUT_S = 5.0
 # A stream's thread looks this often whether its client is still there.
 LOOK_S = 5.0
 
@@ -104,15 +106,22 @@ class Session:
         return set().union(*list(self.blobs.values()))
 
     def peer(self, task: str) -> GrpcTransport:
-        """The way to another task of this session. Raises WorkerError."""
+        """The way to another task of this session. Raises WorkerError.
+
+        One that was used before is asked first: where a link was cut for some seconds, a connection may be dead and not
+        know it yet, and what runs over it would be lost when it does.
+        """
         with self._lock:
             found = self._peers.get(task)
-            if found is not None and found.usable:
-                return found
-            if found is not None:
-                found.close()
-            made = self._peers[task] = self._connect(task)
-            return made
+        if found is not None and found.answers(timeout_s=PEER_TIMEOUT_S):
+            return found
+        with self._lock:
+            made = self._peers.get(task)
+            if made is None or made is found:
+                made = self._peers[task] = self._connect(task)
+        if found is not None and found is not made:
+            found.close()
+        return made
 
     def forget_peers(self, tasks: Iterable[str] | None = None) -> None:
         """Closes the connections to `tasks` (None: all), which changed; they are made anew when asked for."""
