@@ -1,7 +1,8 @@
 """From a part to a `Plan`: numbered slots, frees, state keys, and buffers that are reused.
 
 A buffer is given to the output of an op that can write into one (`out`), when its shape is known and nobody outside
-the step sees it. It goes back when the last reader, of the value or of a view of it, is done.
+the step sees it. It goes back when the last reader, of the value or of a view of it, is done, and is given on to who
+waits for whatever those waited for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nbflow import op as ops
 from nbflow.body import ARGUMENT, Body, bodies_of
 from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Tensor
+from nbflow.ops import queue, replicas
 from nbflow.partition import CONTROL, Item, Part
 from nbflow.plan import Constant, Feed, Fetch, Instruction, Plan
 from nbflow.spec import TensorSpec
@@ -26,6 +28,9 @@ Value = tuple[str, int]  # (node name, output index)
 _BODY_ORDER = ("condition", "body", "then", "otherwise")
 # What partition and compile put between the ops.
 PLAN_OPS = ("send", "recv", "copy")
+_WAITING = frozenset(("recv", *queue.WAITING, *replicas.WAITING))
+# How many free buffers of one kind are looked at for one that can be given on.
+LOOK_AT = 64
 
 
 @dataclass(slots=True)
@@ -43,9 +48,10 @@ class _Draft:
     bodies: tuple[Plan, ...] = ()
 
 
-def compile_part(part: Part, graph: Graph, fetches: Mapping[str, Value]) -> Plan:
-    """The plan of one part. `fetches`: fetch name -> value, for those whose node is in this part."""
-    return _Compiler(part, graph, fetches).plan()
+def compile_part(part: Part, graph: Graph, fetches: Mapping[str, Value], *, tight: bool = False) -> Plan:
+    """The plan of one part. `fetches`: fetch name -> value, for those whose node is in this part. `tight`: memory is
+    given on to whoever is next, even where that makes one wait for what comes from elsewhere."""
+    return _Compiler(part, graph, fetches, tight=tight).plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +68,17 @@ class _Names:
 
 
 class _Compiler:
-    def __init__(self, part: Part, graph: Graph, fetches: Mapping[str, Value], names: _Names | None = None) -> None:
+    def __init__(
+        self,
+        part: Part,
+        graph: Graph,
+        fetches: Mapping[str, Value],
+        names: _Names | None = None,
+        *,
+        tight: bool = False,
+    ) -> None:
         self.names = names or _Names()
+        self.tight = tight
         self.part = part
         self.graph = graph
         self.fetches = fetches
@@ -192,7 +207,7 @@ class _Compiler:
                 return Plan(str(item.device), (), 0, seed=self.graph.seed)
             part = Part(item.device, [], body)
         outputs = {} if item.kind == "remote" else {str(n): (t.node.name, t.index) for n, t in enumerate(body.outputs)}
-        plan = _Compiler(part, body.graph, outputs, names).plan()
+        plan = _Compiler(part, body.graph, outputs, names, tight=self.tight).plan()
         return replace(plan, seed=self.graph.seed)
 
     def copy_output(self, item: Item, source: int) -> None:
@@ -226,9 +241,29 @@ class _Compiler:
                 readers.setdefault(self.roots[slot], []).append(index)
         return readers
 
+    def waits(self) -> list[int]:
+        """For each draft what it may wait for, of what others decide when it comes: a set, as bits."""
+        if self.tight:
+            return [0] * len(self.drafts)
+        found: list[int] = []
+        bit = 1
+        for draft in self.drafts:
+            mask = 0
+            for before in draft.after:
+                mask |= found[before]
+            if draft.op in _WAITING:
+                mask |= bit
+                bit <<= 1
+            found.append(mask)
+        return found
+
     def give_buffers(self, fetched: set[int]) -> None:
+        """Gives on the memory of values that nobody needs any more. Whoever takes it comes after those who read it, so
+        it must not wait for more than it does anyway: else what comes from elsewhere would be taken in a fixed order,
+        and a ring's chunks, or gradients from several workers, would wait for each other."""
         kept = {self.roots[s] for s in fetched}
         readers = self.last_readers()
+        waits = self.waits()
         free: dict[TensorSpec, list[tuple[int, list[int]]]] = {}  # spec -> (buffer, who read it last)
         returned: dict[int, list[tuple[TensorSpec, int, list[int]]]] = {}  # draft index -> buffers free after it
         for index, draft in enumerate(self.drafts):
@@ -237,9 +272,10 @@ class _Compiler:
                 spec = self.specs[slot]
                 assert spec is not None  # takes_buffer saw to it
                 users = readers.get(slot, [])
-                pool = free.get(spec)
-                if pool:
-                    draft.buffer, before = pool.pop()
+                pool = free.get(spec, [])
+                found = _fitting(pool, waits, waits[index])
+                if found is not None:
+                    draft.buffer, before = pool.pop(found)
                     draft.after.update(before)
                 else:
                     draft.buffer = len(self.buffers)
@@ -292,6 +328,14 @@ class _Compiler:
             node.where,
             draft.bodies,
         )
+
+
+def _fitting(pool: Sequence[tuple[int, list[int]]], waits: Sequence[int], mine: int) -> int | None:
+    """The last of the free buffers whose readers wait for nothing but what `mine` has, of the `LOOK_AT` last ones."""
+    for number in range(len(pool) - 1, max(-1, len(pool) - 1 - LOOK_AT), -1):
+        if all(waits[reader] & ~mine == 0 for reader in pool[number][1]):
+            return number
+    return None
 
 
 def edge(item: Item) -> dict[str, object]:

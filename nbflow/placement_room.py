@@ -54,6 +54,8 @@ def too_full(
     infos: Sequence[DeviceInfo],
     peaks: Peaks,
     fetched: Sequence[Tensor],
+    *,
+    tight: bool = False,
 ) -> TooFull | None:
     """The first device of which it is certain that not all fits; None where all does, or may. `peaks`: what is in use
     beside what is held, where sizes that are not known are guessed."""
@@ -66,7 +68,7 @@ def too_full(
         known = held.get(info.spec, 0.0)
         if known + peaks.get(str(info.spec), (0.0, 0.0))[1] <= info.memory_bytes:
             continue
-        peak = peak_of(graph, devices, fetched, info.spec)
+        peak = peak_of(graph, devices, fetched, info.spec, tight=tight)
         if peak is not None and known + peak.nbytes > info.memory_bytes:
             return TooFull(info, known, peak)
     return None

@@ -101,7 +101,8 @@ def prepare(
     optimized = optimize(expanded.graph, _expanded(expanded, pruned, leaves), setting.passes, evaluate)
     ready = optimized.graph
     check_graph(ready)
-    placement, _ = _arrange(optimized, setting, expanded.prefer)
+    arranged = _arrange(optimized, setting, expanded.prefer)
+    placement = arranged.placed
     fetched = [None if isinstance(x, Node) else x for x in optimized.wanted]
     values = frozenset((t.node.name, t.index) for t in fetched if t is not None)
     parts = partition(ready, placement, values)
@@ -113,7 +114,7 @@ def prepare(
             for t in fetched
             if t is not None and placement[t.node.name].device == part.device
         }
-        plan = compile_part(part, ready, here)
+        plan = compile_part(part, ready, here, tight=arranged.tight)
         check_plan(plan)
         plans.append((part.device.task_name, plan))
     bundles = {}
@@ -139,7 +140,7 @@ def preview(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> tuple[Gra
     """The ops that `leaves` need, rewritten by their strategy, with where each goes; of one that a pass removes, what
     became of it. Placeholders need no values."""
     expanded, optimized = _without_feeds(graph, leaves, setting)
-    placed, _ = _arrange(optimized, setting, expanded.prefer)
+    placed = _arrange(optimized, setting, expanded.prefer).placed
     mine = {n.name: _placed(n, optimized, placed) for n in expanded.graph.nodes.values()}
     return expanded.graph, {**placed, **mine}
 
@@ -147,13 +148,13 @@ def preview(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> tuple[Gra
 def optimization(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> Report:
     """What the passes do to a run of `leaves`. Placeholders need no values."""
     expanded, optimized = _without_feeds(graph, leaves, setting)
-    return optimized.report(_arrange(optimized, setting, expanded.prefer)[1])
+    return optimized.report(_arrange(optimized, setting, expanded.prefer).peaks)
 
 
 def peaks(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> Peaks:
     """The most bytes in use at once on each device during a run of `leaves`: as written, and as it will run."""
     expanded, optimized = _without_feeds(graph, leaves, setting)
-    return _arrange(optimized, setting, expanded.prefer)[1]
+    return _arrange(optimized, setting, expanded.prefer).peaks
 
 
 def _without_feeds(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> tuple[parallel.Expanded, Optimized]:
@@ -164,13 +165,22 @@ def _without_feeds(graph: Graph, leaves: Sequence[Leaf], setting: Setting) -> tu
     return expanded, optimize(expanded.graph, _expanded(expanded, pruned, leaves), setting.passes, evaluate)
 
 
-def _arrange(optimized: Optimized, setting: Setting, prefer: Mapping[str, str]) -> tuple[dict[str, Placed], Peaks]:
-    """Where each op goes; and puts the ops, whose graph is changed, in the order in which they will run."""
+@dataclass(frozen=True, slots=True)
+class _Arranged:
+    """Where each op goes, and what that takes. `tight`: memory is short, so buffers are given on to whoever is next."""
+
+    placed: dict[str, Placed]
+    peaks: Peaks
+    tight: bool
+
+
+def _arrange(optimized: Optimized, setting: Setting, prefer: Mapping[str, str]) -> _Arranged:
+    """Where each op goes; and puts the ops, whose graph is changed, in the order in which they will run.
+
+    What does not fit shares its buffers more tightly before it is spread over more devices."""
     graph = optimized.graph
     keys = {n.name: state_key(graph, n.name) for n in graph.nodes.values() if n.op in HOLDERS}
     homes = {name: setting.homes[key] for name, key in keys.items() if key in setting.homes}
-    fetched = [x for x in optimized.wanted if not isinstance(x, Node)]
-    scheduled, limited = "schedule" in setting.passes, any(i.memory_bytes for i in setting.infos)
     full: TooFull | None = None
     for spread in SPREADS:
         try:
@@ -182,17 +192,29 @@ def _arrange(optimized: Optimized, setting: Setting, prefer: Mapping[str, str]) 
                 raise
             raise full.error() from error  # what is certain to be too much says more than what was tried instead
         place_bodies(graph, placed, setting.devices, supports)
-        devices = {name: placed[name].device for name in graph.nodes.keys()}
-        if scheduled:
-            peaks = schedule(graph, devices, fetched)
-        else:
-            peaks = written_peaks(graph, devices, fetched) if limited else {}
-        found = too_full(graph, placed, setting.infos, peaks, fetched)
-        if found is None:
-            return placed, peaks if scheduled else {}
+        for tight in (False, True):
+            peaks, found = _ordered(optimized, placed, setting, tight)
+            if found is None:
+                return _Arranged(placed, peaks, tight)
         full = full or found
     assert full is not None  # or one of them was returned
     raise full.error()
+
+
+def _ordered(
+    optimized: Optimized, placed: Mapping[str, Placed], setting: Setting, tight: bool
+) -> tuple[Peaks, TooFull | None]:
+    """Orders the ops; what they take, and where that is certain to be too much."""
+    graph = optimized.graph
+    fetched = [x for x in optimized.wanted if not isinstance(x, Node)]
+    devices = {name: placed[name].device for name in graph.nodes.keys()}
+    if "schedule" in setting.passes:
+        peaks = shown = schedule(graph, devices, fetched, tight=tight)
+    else:
+        shown = {}
+        limited = any(i.memory_bytes for i in setting.infos)
+        peaks = written_peaks(graph, devices, fetched, tight=tight) if limited else {}
+    return shown, too_full(graph, placed, setting.infos, peaks, fetched, tight=tight)
 
 
 def _in_pieces(

@@ -21,6 +21,7 @@ from nbflow.body import is_stateful, writes_state
 from nbflow.device import DeviceSpec
 from nbflow.graph import Graph, Node, NodeMap, Tensor
 from nbflow.op import nbytes_of
+from nbflow.ops import queue, replicas
 from nbflow.spec import TensorSpec
 
 # Below this there is nothing to be gained, and the written order is the one that people expect.
@@ -28,16 +29,21 @@ WORTH_BYTES = 1 << 20
 # By how much the peak must fall: an order that saves a percent is not worth the surprise.
 WORTH_PART = 0.05
 
+# As `nbflow.compile` has them.
+_WAITING = queue.WAITING | replicas.WAITING
+_LOOK_AT = 64
+
 Devices = Mapping[str, DeviceSpec]
 Peaks = dict[str, tuple[float, float]]  # device -> bytes before and after
 
 
-def schedule(graph: Graph, devices: Devices, fetched: Sequence[Tensor]) -> Peaks:
+def schedule(graph: Graph, devices: Devices, fetched: Sequence[Tensor], *, tight: bool = False) -> Peaks:
     """Reorders the nodes of `graph`, which is changed, where running then takes less memory.
 
-    `devices`: node name -> where it runs. Gives what each device needs before and after, in bytes.
+    `devices`: node name -> where it runs. `tight`: as for `nbflow.compile`. Gives what each device needs before and
+    after, in bytes.
     """
-    model = _Model(graph, devices, fetched)
+    model = _Model(graph, devices, fetched, tight=tight)
     before = model.peaks(range(len(model.nodes)))
     after = before
     if sum(before.values()) >= WORTH_BYTES:
@@ -52,9 +58,9 @@ def schedule(graph: Graph, devices: Devices, fetched: Sequence[Tensor]) -> Peaks
     return {str(d): (before[d], after[d]) for d in before}
 
 
-def written_peaks(graph: Graph, devices: Devices, fetched: Sequence[Tensor]) -> Peaks:
+def written_peaks(graph: Graph, devices: Devices, fetched: Sequence[Tensor], *, tight: bool = False) -> Peaks:
     """What `schedule` gives, where the order stays as it is."""
-    return {device: (peak, peak) for device, peak in peak_bytes(graph, devices, fetched).items()}
+    return {device: (peak, peak) for device, peak in peak_bytes(graph, devices, fetched, tight=tight).items()}
 
 
 def _is_better(after: Mapping[DeviceSpec, float], before: Mapping[DeviceSpec, float]) -> bool:
@@ -71,16 +77,18 @@ class Peak:
     values: tuple[Tensor, ...]
 
 
-def peak_of(graph: Graph, devices: Devices, fetched: Sequence[Tensor], device: DeviceSpec) -> Peak | None:
+def peak_of(
+    graph: Graph, devices: Devices, fetched: Sequence[Tensor], device: DeviceSpec, *, tight: bool = False
+) -> Peak | None:
     """When most is in use on `device`, in the order of `graph`. What has no known size counts as nothing: that much is
     sure. None for a device without ops."""
-    return _Model(graph, devices, fetched, sure=True).peak_of(device)
+    return _Model(graph, devices, fetched, sure=True, tight=tight).peak_of(device)
 
 
-def peak_bytes(graph: Graph, devices: Devices, fetched: Sequence[Tensor]) -> dict[str, float]:
+def peak_bytes(graph: Graph, devices: Devices, fetched: Sequence[Tensor], *, tight: bool = False) -> dict[str, float]:
     """What running in the order of `graph` takes on each device, at most: buffers and what is alive beside them.
     Constants, feeds and state are not counted: they are there anyway."""
-    model = _Model(graph, devices, fetched)
+    model = _Model(graph, devices, fetched, tight=tight)
     return {str(d): peak for d, peak in model.peaks(range(len(model.nodes))).items()}
 
 
@@ -99,7 +107,9 @@ class _Memory:
 
 
 class _Model:
-    def __init__(self, graph: Graph, devices: Devices, fetched: Sequence[Tensor], *, sure: bool = False) -> None:
+    def __init__(
+        self, graph: Graph, devices: Devices, fetched: Sequence[Tensor], *, sure: bool = False, tight: bool = False
+    ) -> None:
         self.sure = sure
         self.values: list[Tensor] = []  # what each memory was made for
         self.nodes = list(graph.nodes.values())
@@ -115,6 +125,7 @@ class _Model:
             memory = self.memories[self._of_value[(tensor.node, tensor.index, devices[tensor.node.name])]]
             memory.kept, memory.buffer = True, None
         self.before = self._edges()
+        self.waits = [0] * len(self.nodes) if tight else self._waits(devices)
 
     # --- memory --------------------------------------------------------------------------------------------------
 
@@ -183,7 +194,8 @@ class _Model:
         alive beside them, on each device, and which memories are in use."""
         left = [m.readers for m in self.memories]
         here = [False] * len(self.memories)
-        free: dict[tuple[DeviceSpec, TensorSpec], int] = {}
+        free: dict[tuple[DeviceSpec, TensorSpec], list[int]] = {}  # what those wait for who read a buffer last
+        waited = [0] * len(self.memories)
         buffers = dict.fromkeys(self.devices, 0.0)
         live = dict(buffers)
         for i in order:
@@ -195,14 +207,13 @@ class _Model:
                 here[m] = True
                 if memory.buffer is None:
                     live[memory.device] += memory.nbytes
-                elif free.get((memory.device, memory.buffer), 0):
-                    free[(memory.device, memory.buffer)] -= 1
-                else:
+                elif not _given_on(free.get((memory.device, memory.buffer), []), self.waits[i]):
                     buffers[memory.device] += memory.nbytes
             yield i, buffers, live, here
             for m in self.reads[i]:
                 left[m] -= 1
             for m in both:
+                waited[m] |= self.waits[i]
                 memory = self.memories[m]
                 if left[m] == 0 and not memory.kept:
                     left[m] = -1  # freed
@@ -210,8 +221,28 @@ class _Model:
                     if memory.buffer is None:
                         live[memory.device] -= memory.nbytes
                     else:
-                        key = (memory.device, memory.buffer)
-                        free[key] = free.get(key, 0) + 1
+                        free.setdefault((memory.device, memory.buffer), []).append(waited[m])
+
+    def _waits(self, devices: Devices) -> list[int]:
+        """For each node the tensors from other devices that it needs, and ops that wait for others: a set, as bits."""
+        bits: dict[object, int] = {}
+
+        def bit(what: object) -> int:
+            return bits.setdefault(what, 1 << len(bits))
+
+        found: list[int] = []
+        for i, node in enumerate(self.nodes):
+            device = devices[node.name]
+            mask = bit(node) if node.op in _WAITING else 0
+            needed = [*((t.node, t.index) for t in node.inputs), *((c, -1) for c in node.control_inputs)]
+            for other, output in needed:
+                here = devices[other.name] == device
+                mask |= found[self.index[other]] if here else bit((other, output, device))
+            for before in self.before[i]:
+                if devices[self.nodes[before].name] == device:
+                    mask |= found[before]
+            found.append(mask)
+        return found
 
     # --- edges ---------------------------------------------------------------------------------------------------
 
@@ -298,6 +329,15 @@ class _Model:
                 if waits[j] == 0:
                     heapq.heappush(ready, (adds(j), j))
         return order
+
+
+def _given_on(free: list[int], waits: int) -> bool:
+    """Takes the last of the free buffers that may be given to who waits for `waits`, as `nbflow.compile` does."""
+    for number in range(len(free) - 1, max(-1, len(free) - 1 - _LOOK_AT), -1):
+        if free[number] & ~waits == 0:
+            del free[number]
+            return True
+    return False
 
 
 def _takes_buffer(node: Node) -> bool:

@@ -139,6 +139,29 @@ def test_a_long_lived_value_keeps_its_buffer(graph: Graph) -> None:
     assert sum(i.buffer == kept for i in plan.instructions) == 1
 
 
+@pytest.mark.parametrize("tight", [False, True])
+def test_memory_is_not_given_on_where_that_makes_one_tensor_wait_for_another(graph: Graph, tight: bool) -> None:
+    """Two tensors come from elsewhere; what is made of the second needs nothing of the first, and could be there before
+    it. Only where memory is short do they share a buffer, and an order."""
+    with nf.device(W1):
+        here = [nf.placeholder("float32", (4, 4), name=f"x{n}") for n in range(2)]
+        sent = [nf.tanh(x, name=f"sent{n}") for n, x in enumerate(here)]
+    with nf.device(W0):
+        made = [nf.negative(nf.tanh(x, name=f"one{n}"), name=f"two{n}") for n, x in enumerate(sent)]
+        nf.identity(nf.stack([nf.sum(x) for x in made]), name="last")
+    parts, _ = cut(graph)
+    part = next(p for p in parts if str(p.device) == W0)
+    plan = compile_part(part, graph, {"last": ("last", 0)}, tight=tight)
+    check_plan(plan)
+    number = {ins.node: n for n, ins in enumerate(plan.instructions) if ins.op != "recv"}
+    needed = {number["one1"]}
+    for index in range(number["one1"], -1, -1):
+        needed |= set(plan.instructions[index].after) if index in needed else set()
+    waits = {plan.instructions[n].node for n in needed if plan.instructions[n].op == "recv"}
+    assert waits == ({"sent0", "sent1"} if tight else {"sent1"})
+    assert len(plan.buffers) == (3 if tight else 4)
+
+
 def test_check_plan_finds_what_is_wrong(graph: Graph) -> None:
     plan = deep(graph, 4)
     one, two = plan.instructions[0], plan.instructions[1]
