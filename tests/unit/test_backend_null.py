@@ -54,6 +54,22 @@ def test_zeros_travel_as_their_description() -> None:
         described(key + null.array.MARK)
 
 
+@pytest.mark.parametrize("strategy", [nf.train.DataParallel(ps=None), nf.train.LocalSGD(every=2)])
+def test_copies_that_a_strategy_makes_get_a_value_that_is_not_there(strategy: object) -> None:
+    with nf.Graph().as_default():
+        data = nf.data.from_arrays({"x": np.zeros((64, 1), np.float32)}).repeat().batch(8).next()
+        large = nf.Variable(nf.zeros((1, 5_000)), name="large")
+        small = nf.Variable(nf.zeros((5_000, 1)), name="small")
+        loss = nf.mean(nf.matmul(nf.matmul(data["x"], large), small) ** 2)
+        step = nf.optim.SGD(0.1, momentum=0.9).minimize(loss, strategy=strategy)
+        nf.set_cluster(InProcessCluster(workers=2, ps=1, null=""))
+        try:
+            assert nf.train.run(step, steps=5, show=False).status == "done"
+            assert nf.run(large).shape == (1, 5_000)
+        finally:
+            nf.set_cluster(None)
+
+
 # --- machines --------------------------------------------------------------------------------------------------------
 
 

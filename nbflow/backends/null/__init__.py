@@ -111,10 +111,10 @@ class _Op:
             # numpy's too: it says what is wrong with a variable that has no value.
             self._spend(inputs, attrs)
             return self.compute(context, *inputs, **attrs)
+        if self.definition.name == "assign":  # the first value, too: of a copy that a strategy made
+            inputs[0].value = zeros(tuple(inputs[1].shape), inputs[1].dtype)
         specs, seconds, _ = self._signature(inputs, attrs)
         self.clock.spend(seconds)
-        if self.definition.name == "assign":
-            inputs[0].value = zeros(tuple(inputs[1].shape), inputs[1].dtype)
         return _outputs(specs)
 
     def _initialize(self, context: Context, cell: Cell, value: Any, **attrs: Any) -> Any:
