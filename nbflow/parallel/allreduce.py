@@ -50,18 +50,16 @@ class _Ring:
         kept = [n for n in replication.order if n.op == "variable" or n.op in _SHARED]
         copy_nodes(kept, replication.made, replication.tensors, replication.nodes)
         self.nodes: list[dict[str, Node]] = []
+        self.begin: tuple[Node, ...] = ()
         self.meeting = Coordination(replication)
 
     def build(self, prefer: dict[str, str], role: Role) -> Expanded:
         replication, made = self.replication, self.replication.made
         name = replication.step.name
-        pace = {"worker": 0, "staleness": NO_BOUND}
-        count = self.meeting.add("coordinator_pace", (self.meeting.handle,), pace, name=f"{name}/count").outputs[0]
         for index in range(self.count):
             self._variables(index)
-        with made.as_default(), made.absolute_scope(name):
-            due = constant(True) if role.kind == "all" else equal(count, 0)
-            self.begin = cond(due, self._give, nothing, name="give_variables")
+        if role.kind != "between":
+            self._begin(role)
         crossing = replication.crossing()
         behind = {n.name for n in replication.order if n.op == "variable" or n.op in _SHARED}
         rest = self._rest()
@@ -96,6 +94,15 @@ class _Ring:
             made, replication.tensors, replication.nodes, prefer, tuple(map(str, replication.replicas)), own
         )
 
+    def _begin(self, role: Role) -> None:
+        """Gives the variables to all, in the first step of a run."""
+        made, name = self.replication.made, self.replication.step.name
+        pace = {"worker": 0, "staleness": NO_BOUND}
+        count = self.meeting.add("coordinator_pace", (self.meeting.handle,), pace, name=f"{name}/count").outputs[0]
+        with made.as_default(), made.absolute_scope(name):
+            due = constant(True) if role.kind == "all" else equal(count, 0)
+            self.begin = (cond(due, self._give, nothing, name="give_variables"),)
+
     def _variables(self, index: int) -> None:
         tensors = dict(self.replication.tensors)
         if index:
@@ -128,7 +135,7 @@ class _Ring:
             self.replication.adapt(old, new, index)
             new.attrs.pop("strategy", None)
             if any(t.node.op == "variable" for t in new.inputs):
-                new.control_inputs = (*new.control_inputs, self.begin)
+                new.control_inputs = (*new.control_inputs, *self.begin)
 
         made, tensors = self.replication.made, self.replication.of_replica[index]
         copy_nodes(mine, made, tensors, self.nodes[index], rename=lambda n: f"replica_{index}/{n}", change=change)

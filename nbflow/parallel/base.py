@@ -41,7 +41,7 @@ def strategy_of(node: Node) -> tuple[AttrValue, ...]:
     return found if isinstance(found, tuple) else ()
 
 
-RoleKind = Literal["all", "replica", "chief", "open", "leave", "close"]
+RoleKind = Literal["all", "replica", "chief", "open", "leave", "close", "first", "between", "last", "only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class Role:
 
     `all`: one graph, as for `nf.run`. `replica`: the steps of replica `index`. `chief`: the updates that the replicas'
     gradients make together. `open`, `leave` (replica `index`), `close`: what is said to the coordinator before and
-    after.
+    after. `first`, `between`, `last`, `only`: a step of a run that is under way, by its place in a round of local SGD,
+    without asking which it is: what a simulation looks at. Where all steps are alike, all of these are.
     `elastic`: of a run that workers may leave and join: steps are made whole or not at all (`whole`), and what the
     strategy asks of the number of replicas follows from how many there are.
     """

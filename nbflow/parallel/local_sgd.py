@@ -10,19 +10,19 @@ batch that is small, has no gradient in it: it counts as 0, and the variables th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import GraphError
-from nbflow.graph import Graph, Node, Tensor, ancestors
+from nbflow.graph import Graph, Node, Tensor, ancestors, get_graph
 from nbflow.op import AttrValue
-from nbflow.ops import cond, constant, equal, not_equal, weighted_sum, where
+from nbflow.ops import cond, constant, equal, group, not_equal, weighted_sum, where
 from nbflow.ops._build import build
 from nbflow.ops.state import variable_attrs
-from nbflow.parallel.base import ALL, Expanded, Role, keep_only
+from nbflow.parallel.base import ALL, Expanded, Role, RoleKind, keep_only
 from nbflow.parallel.coordinating import NO_BOUND, Coordination, nothing
 from nbflow.parallel.data_parallel import PS, WORKERS, DataParallel
 from nbflow.parallel.joining import join
@@ -31,6 +31,8 @@ from nbflow.rewrite import copy_nodes
 from nbflow.spec import kind_of
 
 KIND = "local_sgd"
+# The roles that say where in a round a step is.
+PLACES = ("first", "between", "last", "only")
 # What all replicas share.
 _SHARED = ("placeholder", "queue")
 
@@ -87,7 +89,7 @@ class LocalSGD:
         made = _Local(Replication(graph, step, fetches, replicas), self.every)
         if role.kind == "open":
             return made.meeting.say(role).expanded(prefer)
-        return made.finish(prefer) if role.kind == "leave" else made.build(prefer)
+        return made.finish(prefer) if role.kind == "leave" else made.build(prefer, role.kind)
 
 
 class _Local:
@@ -110,20 +112,24 @@ class _Local:
         replication, made = self.replication, self.replication.made
         with made.as_default(), made.absolute_scope(replication.step.name):
             under_way = not_equal(self._count() % self.every, 0)
-            end = cond(under_way, self._give, nothing, name="make_average")
+            end = cond(under_way, lambda: _none(self._give()), nothing, name="make_average")
         replication.nodes[replication.step.name] = end
         keep_only(made, [end])
         return self._expanded(prefer)
 
-    def build(self, prefer: dict[str, str]) -> Expanded:
+    def build(self, prefer: dict[str, str], kind: RoleKind) -> Expanded:
         replication, made = self.replication, self.replication.made
         name = replication.step.name
-        count = self._count()
+        place = None if kind in PLACES else self._count()
+        takes, gives = kind in ("first", "only"), kind in ("last", "only")
         with made.as_default(), made.absolute_scope(name):
-            begin = cond(equal(count % self.every, 0), self._take, nothing, name="take_average")
+            begin = self._when(place, takes, self._take, "take_average")
         steps = [end for index in range(len(replication.replicas)) for end in self._replica(index, begin)]
+        if place is None:
+            with made.as_default(), made.absolute_scope(name):
+                steps = [self._together(steps, "made")]
         with made.as_default(), made.absolute_scope(name), made.control_dependencies(steps):
-            end = cond(equal((count + 1) % self.every, 0), self._give, nothing, name="make_average")
+            end = self._when(None if place is None else place + 1, gives, self._give, "make_average")
         tick = self.meeting.add(
             "coordinator_tick", (self.meeting.handle,), {"worker": 0}, name=f"{name}/tick", after=[end]
         )
@@ -134,8 +140,24 @@ class _Local:
                     replication, fetch, replication.parts(fetch), shares, None
                 )
         replication.nodes[name] = tick
-        keep_only(made, [tick, *(replication.stands_for(f) for f in replication.fetches)])
+        home = replication.nodes[
+            self.replication.home
+        ]  # steps between two averages do not need it, but are led beside it
+        keep_only(made, [tick, home, *(replication.stands_for(f) for f in replication.fetches)])
         return self._expanded(prefer)
+
+    def _when(self, count: Tensor | None, due: bool, act: Callable[[], list[Node]], name: str) -> Node:
+        """Does `act` where `count` steps are whole rounds; without a count, if it is `due`."""
+        if count is not None:
+            end: Node = cond(equal(count % self.every, 0), lambda: _none(act()), nothing, name=name)
+            return end
+        return self._together(act() if due else (), name)
+
+    def _together(self, nodes: Sequence[Node], name: str) -> Node:
+        """An op that is over when `nodes` are: whoever waits for it need not wait for each of them."""
+        end = group(*nodes, name=name)
+        end.colocate = (self.replication.home,)
+        return end
 
     def _count(self) -> Tensor:
         """How many steps were made."""
@@ -202,39 +224,61 @@ class _Local:
             seen = self._add(self.seen[index], share).node
         return [nodes[replication.step.name], seen]
 
-    def _take(self) -> None:
-        """The replicas' variables become the shared ones."""
+    def _take(self) -> list[Node]:
+        """The replicas' variables become the shared ones. The nodes that end it."""
+        ends: list[Node] = []
         for variable in self.shared:
             value = self._read(self.replication.nodes[variable.name])
-            for copy in self.copies[variable.name]:
-                self._assign(copy, value)
+            ends += [self._assign(copy, value) for copy in self.copies[variable.name]]
         for seen in self.seen:
-            self._assign(seen, constant(np.float64(0)))
+            none = constant(np.float64(0))
+            ends.append(_beside(self._assign(seen, none), [none]))
+        return ends
 
-    def _give(self) -> None:
-        """The shared variables become the mean of the replicas'."""
+    def _give(self) -> list[Node]:
+        """The shared variables become the mean of the replicas', each where it lives. The nodes that end it."""
+        ends: list[Node] = []
         weights = [self._read(seen) for seen in self.seen]
+        counted = list(weights)
         if weights:
             total = weights[0]
             for weight in weights[1:]:
                 total = total + weight
-            weights = [weight / total for weight in weights]
+                counted.append(total)
+            for index, weight in enumerate(weights):
+                with get_graph().absolute_scope(f"replica_{index}/{self.replication.step.name}"):
+                    weights[index] = weight / total
+            counted += weights
         for variable in self.shared:
             copies = self.copies[variable.name]
             if kind_of(variable.outputs[0].spec.dtype) in "fc":
                 values = [self._read(c) for c in copies]
                 mean = weighted_sum(values, weights or [constant(np.float64(1.0 / len(copies))) for _ in copies])
+                ends.append(_beside(self._assign(self.replication.nodes[variable.name], mean), [mean]))
             else:
-                mean = self._read(copies[0])
-            self._assign(self.replication.nodes[variable.name], mean)
+                ends.append(self._assign(self.replication.nodes[variable.name], self._read(copies[0])))
+        _beside(ends[0], counted[len(self.seen) :])
+        return ends
 
     def _read(self, variable: Node) -> Tensor:
         return build("read_variable", variable.outputs, {"variable": variable.name})
 
-    def _assign(self, variable: Node, value: Tensor) -> None:
+    def _assign(self, variable: Node, value: Tensor) -> Node:
         attrs = {"variable": variable.name, "shape": variable.outputs[0].spec.shape}
-        build("assign", (variable.outputs[0], value), attrs)
+        assigned: Tensor = build("assign", (variable.outputs[0], value), attrs)
+        return assigned.node
 
     def _add(self, variable: Node, value: Tensor) -> Tensor:
         attrs = {"variable": variable.name, "shape": variable.outputs[0].spec.shape}
         return build("assign_add", (variable.outputs[0], value), attrs)
+
+
+def _beside(node: Node, tensors: Sequence[Tensor]) -> Node:
+    """`node`, with what computes `tensors` on its device."""
+    for tensor in tensors:
+        tensor.node.colocate = (node.name,)
+    return node
+
+
+def _none(_: object) -> None:
+    """A branch that gives nothing."""

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 from nbflow.graph import Node
 from nbflow.machines import Machine, parse_machine
+from nbflow.parallel import Strategy, read_strategy, strategy_of
 from nbflow.simulate.engine import Control
 from nbflow.simulate.model import Messages
-from nbflow.simulate.predict import Described, Prediction, default_ps, predict
+from nbflow.simulate.plans import Described
+from nbflow.simulate.predict import Prediction, default_ps, predict
 from nbflow.simulate.report import Backups, Curve
 from nbflow.simulate.stragglers import Stragglers
 
@@ -53,7 +55,10 @@ def scaling(
     """The scaling curve of `step`: one worker first, then each of `workers`. `ps`: how many ps tasks; None: by the
     number of workers (`default_ps`). `steps`: simulated for each point; None: fewer for more workers."""
     counts = sorted({1, *workers})
-    found = [predict(step, n, cluster, ps=ps, steps=steps or _steps(n, cluster, 20), seed=seed) for n in counts]
+    strategy = read_strategy(strategy_of(step))
+    found = [
+        predict(step, n, cluster, ps=ps, steps=steps or _steps(n, cluster, 20, strategy), seed=seed) for n in counts
+    ]
     return Curve(title or step.name, cluster, tuple(found), seed)
 
 
@@ -69,11 +74,14 @@ def backups(
     title: str = "",
 ) -> Backups:
     """What 0 … `most` backup workers do to a step that waits for `workers` gradients. All see the same stragglers."""
-    number = steps or _steps(workers, cluster, 200)
+    number = steps or _steps(workers, cluster, 200, None)
     found = [predict(step, workers, cluster, ps=ps, backups=b, steps=number, seed=seed) for b in range(most + 1)]
     return Backups(Curve(title or step.name, cluster, tuple(found), seed))
 
 
-def _steps(workers: int, cluster: Described, most: int) -> int:
-    """How many steps are simulated: without stragglers all are alike; with many workers a step holds many draws."""
+def _steps(workers: int, cluster: Described, most: int, strategy: Strategy | None) -> int:
+    """How many steps are simulated: without stragglers most are alike; with many workers a step holds many draws.
+    Replicas with steps of their own need some until they have found their turns."""
+    if strategy is not None and strategy.separate:
+        return max(5, min(most, 1_000 // workers))
     return 2 if not cluster.stragglers.parts else max(3, min(most, 10_000 // workers))

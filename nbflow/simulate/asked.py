@@ -11,7 +11,7 @@ from nbflow.graph import Node
 from nbflow.machines import parse_machine
 from nbflow.simulate.engine import Control
 from nbflow.simulate.model import Messages
-from nbflow.simulate.predict import Described
+from nbflow.simulate.plans import Described
 from nbflow.simulate.report import Backups, Curve
 from nbflow.simulate.stragglers import Stragglers
 

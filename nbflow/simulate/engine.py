@@ -1,6 +1,8 @@
 """The events of simulated steps: devices run ready tasks, links carry tensors, a driver starts and ends steps.
 
-A device does one thing at a time, the ready task that stands first in its program (as `nbflow.step` has it). A tensor
+A device does one thing at a time, the ready task that stands first in its program (as `nbflow.step` has it). Where
+replicas drive steps of their own, each has a loop with a driver, and a device that has a part in several loops does a
+task of each in turn. A tensor
 holds the sender's way out and the receiver's way in for its bytes over their rates, in the order in which it comes; it
 arrives `latency_s` after it left. A step's commands go out one after the other, and its ends come in one after the
 other. Where everything runs on one host, all of this shares its cores (`cores`). Nothing here draws a random number:
@@ -14,17 +16,18 @@ Distributed Synchronous SGD" (2016).
 from __future__ import annotations
 
 import heapq
+import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from nbflow.errors import GraphError
 from nbflow.machines import Machine
 from nbflow.simulate.cores import Cores
-from nbflow.simulate.model import Model, Program
-
-_OP, _SEND = "op", "send"
+from nbflow.simulate.model import Model
+from nbflow.simulate.places import OP, PACE, SEND, TICK, Place, Unit, places_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,162 +47,119 @@ class Control:
 
 @dataclass(slots=True)
 class Run:
-    """What happened. `ends`: when each step was over, in seconds. `busy_s`: device → seconds of ops; `host_s`: of
-    sending and receiving. `out_s`, `in_s`: process → seconds for which its link was used."""
+    """What happened. `loops`: of each loop, when each of its steps was over, in seconds. `round`: so many steps make a
+    round of different ones. `busy_s`: device → seconds of ops; `host_s`: of sending and receiving. `out_s`, `in_s`:
+    process → seconds for which its link was used."""
 
-    ends: list[float] = field(default_factory=list)
+    loops: list[list[float]]
+    round: int = 1
     busy_s: dict[str, float] = field(default_factory=dict)
     host_s: dict[str, float] = field(default_factory=dict)
     out_s: dict[str, float] = field(default_factory=dict)
     in_s: dict[str, float] = field(default_factory=dict)
 
     @property
+    def ends(self) -> list[float]:
+        """Of the first loop."""
+        return self.loops[0]
+
+    @property
+    def whole_s(self) -> float:
+        """When the last step was over."""
+        return max(ends[-1] for ends in self.loops if ends)
+
+    @property
     def step_s(self) -> list[float]:
-        """Seconds from the end of one step to the end of the next. The first one, which warms up, does not count
-        unless it is the only one."""
-        return [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)] or list(self.ends)
+        """Seconds from the end of one step to the end of the next. The first one of a loop, which warms up, does not
+        count unless it is the only one."""
+        found = [b - a for ends in self.loops for a, b in pairwise(ends)]
+        return found or [end for ends in self.loops for end in ends]
+
+    @property
+    def mean_s(self) -> float:
+        """The mean time of a step: of rounds, without the first, and of loops by how many steps they make together."""
+        rates = []
+        for ends in self.loops:
+            counted = (len(ends) - 1) // self.round * self.round
+            if counted:
+                rates.append(counted / (ends[-1] - ends[-1 - counted]))
+        if not rates:
+            return statistics.mean(self.step_s)
+        return len(rates) / sum(rates)
 
 
-class _Code:
-    """A program as lists, shared by all devices that do the same."""
+class _Loop:
+    """Steps that follow each other, and who drives them."""
 
-    __slots__ = ("followers", "kinds", "left", "optional", "quorums", "ready", "seconds", "waits")
+    __slots__ = ("begun", "ends", "number", "open", "orders", "places", "ticks")
 
-    def __init__(self, program: Program) -> None:
-        tasks = program.tasks
-        self.kinds = [t.kind for t in tasks]
-        self.seconds = [t.seconds for t in tasks]
-        self.waits = [len(t.after) + (t.need > 0) + (t.kind == "recv") for t in tasks]
-        self.followers: list[list[int]] = [[] for _ in tasks]
-        self.quorums: dict[int, list[int]] = {}  # task -> those that wait for it or for others instead
-        for index, task in enumerate(tasks):
-            for before in task.after:
-                self.followers[before].append(index)
-            for before in task.quorum:
-                self.quorums.setdefault(before, []).append(index)
-        self.ready = [i for i, n in enumerate(self.waits) if n == 0]
-        # Nobody waits for what leads to a quorum only: late replicas may never come to it.
-        self.optional = [False] * len(tasks)
-        for index in reversed(range(len(tasks))):
-            leads = self.followers[index]
-            whole = bool(leads) and all(self.optional[n] for n in leads)
-            self.optional[index] = self.kinds[index] != _SEND and (index in self.quorums or whole)
-        self.left = self.optional.count(False)
-
-
-class _Link:
-    """A process's way out and in."""
-
-    __slots__ = ("in_at", "in_s", "machine", "out_at", "out_s")
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.out_at = self.in_at = self.out_s = self.in_s = 0.0
-
-
-class _Device:
-    """One device, and where it is in its program."""
-
-    __slots__ = (
-        *("arrived", "busy", "busy_s", "code", "factor", "host_s", "left", "link", "needs"),
-        *("program", "queue", "ready", "running", "step", "targets", "waits"),
-    )
-
-    def __init__(self, program: Program, code: _Code, link: _Link) -> None:
-        self.program, self.code, self.link = program, code, link
-        self.targets: dict[int, tuple[_Device, int]] = {}  # send -> (device, its recv)
-        self.arrived: dict[int, list[int]] = {}  # step that has not begun here -> recvs that are there
-        self.queue: deque[int] = deque()  # steps whose command is here
-        self.step = -1
-        self.running = self.busy = False
-        self.busy_s = self.host_s = 0.0
-        self.factor = 1.0
-        self.waits: list[int] = []
-        self.ready: list[int] = []
-        self.needs: dict[int, int] = {}
-        self.left = 0
-
-    def enter(self, step: int, factor: float) -> None:
-        self.step, self.factor, self.running = step, factor, True
-        self.waits, self.ready = self.code.waits.copy(), self.code.ready.copy()
-        self.needs, self.left = {}, self.code.left
-        for recv in self.arrived.pop(step, ()):
-            self.lower(recv)
-
-    def lower(self, index: int) -> None:
-        self.waits[index] -= 1
-        if self.waits[index] == 0:
-            heapq.heappush(self.ready, index)
-
-    def complete(self, index: int) -> None:
-        for follower in self.code.followers[index]:
-            self.lower(follower)
-        for follower in self.code.quorums.get(index, ()):
-            left = self.needs.get(follower, self.program.tasks[follower].need) - 1
-            self.needs[follower] = left
-            if left == 0:
-                self.lower(follower)
-        self.left -= not self.code.optional[index]
+    def __init__(self, number: int, places: Mapping[int, list[Place]]) -> None:
+        self.number, self.places = number, places  # by phase
+        self.begun = self.ticks = 0
+        self.open: dict[int, int] = {}  # step -> places that it waits for
+        self.ends: list[float] = []
+        self.orders: deque[tuple[float, Callable[..., None], tuple[Any, ...]]] = deque()  # what the driver has to do
 
 
 class Engine:
     """Runs a model. `machines`: process → the machine whose link it has. `cores`: of the one host that all devices and
-    the driver share; None: each device and the driver has its own."""
+    the drivers share; None: each device and driver has its own."""
 
     def __init__(
         self, model: Model, machines: Mapping[str, Machine], control: Control, cores: float | None = None
     ) -> None:
-        self._control = control
-        self._links = {name: _Link(machines[name]) for name in dict.fromkeys(p.task_name for p in model.programs)}
-        codes: dict[int, _Code] = {}
-        self._devices: list[_Device] = []
-        for program in model.programs:
-            code = codes.get(id(program.tasks)) or codes.setdefault(id(program.tasks), _Code(program))
-            self._devices.append(_Device(program, code, self._links[program.task_name]))
-        backed = any(code.quorums for code in codes.values())
-        self._counted = [d for d in self._devices if not backed or d.program.replica < 0]
+        self._control, self._cycle = control, model.cycle
+        self._places, self._links = places_of(model.programs, machines)
+        backed = any(part.code.quorums for place in self._places for part in place.parts.values())
+        self._counted = {p for p in self._places if not backed or p.replica < 0}
+        self._loops: list[_Loop] = []
+        for number in sorted({p.loop for p in self._places}):
+            mine = [p for p in self._places if p.loop == number]
+            by_phase = {phase: [p for p in mine if phase in p.parts] for phase in set(self._cycle)}
+            self._loops.append(_Loop(len(self._loops), by_phase))
+            for place in mine:
+                place.loop = len(self._loops) - 1
         self._connect()
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._pushed = 0
         self._cores = Cores(cores, self._push)
-        self._orders: deque[tuple[float, Callable[..., None], tuple[Any, ...]]] = deque()  # what the driver has to do
-        self._begun = 0
-        self._open: list[int] = []
+        self._held: list[tuple[Place, int]] = []  # tasks that wait until slower loops have made more steps
+        self._steps = 0
         self._factors: Sequence[Sequence[float]] = ()
-        self._run = Run()
 
     def _connect(self) -> None:
+        parts = [(place, phase, part) for place in self._places for phase, part in place.parts.items()]
         recvs = {
-            device.program.key(t): (device, number)
-            for device in self._devices
-            for number, t in enumerate(device.program.tasks)
+            (place.loop, phase, part.program.key(t)): (place, number)
+            for place, phase, part in parts
+            for number, t in enumerate(part.program.tasks)
             if t.kind == "recv"
         }
-        for device in self._devices:
-            for number, task in enumerate(device.program.tasks):
-                if task.kind == _SEND:
-                    key = device.program.key(task)
+        for place, phase, part in parts:
+            for number, task in enumerate(part.program.tasks):
+                if task.kind == SEND:
+                    key = (place.loop, phase, part.program.key(task))
                     if key not in recvs:
-                        raise GraphError(f"nobody receives {key}, which {device.program.device} sends")
-                    device.targets[number] = recvs[key]
+                        raise GraphError(f"nobody receives {key[-1]}, which {place.unit.name} sends")
+                    part.targets[number] = recvs[key]
 
     def run(self, steps: int, factors: Sequence[Sequence[float]] = ()) -> Run:
-        """Once an engine. `factors[step][replica]`: how many times longer the ops of a replica take.
-        Raises GraphError when the programs wait for each other."""
-        self._factors = factors
-        self._open = [len(self._counted)] * steps
-        while self._begun < min(self._control.ahead, steps):
-            self._begin(0.0)
-        heap, run = self._heap, self._run
-        while heap and len(run.ends) < steps:
+        """Once an engine, until the first of its loops has made `steps` steps. `factors[step][replica]`: how many times
+        longer the ops of a replica take. Raises GraphError when the programs wait for each other."""
+        self._factors, self._steps = factors, steps
+        for loop in self._loops:
+            while loop.begun < min(self._control.ahead, steps):
+                self._begin(0.0, loop)
+        heap = self._heap
+        while heap and all(len(loop.ends) < steps for loop in self._loops):
             now, _, handle, given = heapq.heappop(heap)
             handle(now, *given)
-        if len(run.ends) < steps:
-            stuck = next(d for d in self._devices if d.running or d.queue)
-            raise GraphError(f"the simulated programs wait for each other; {stuck.program.device} is not done")
-        for device in self._devices:
-            run.busy_s[device.program.device] = device.busy_s
-            run.host_s[device.program.device] = device.host_s
+        if all(len(loop.ends) < steps for loop in self._loops):
+            stuck = next(p for p in self._places if p.running or p.queue)
+            raise GraphError(f"the simulated programs wait for each other; {stuck.unit.name} is not done")
+        run = Run([loop.ends for loop in self._loops], len(self._cycle))
+        for unit in dict.fromkeys(p.unit for p in self._places):
+            run.busy_s[unit.name], run.host_s[unit.name] = unit.busy_s, unit.host_s
         for name, link in self._links.items():
             run.out_s[name], run.in_s[name] = link.out_s, link.in_s
         return run
@@ -208,111 +168,158 @@ class Engine:
         self._pushed += 1
         heapq.heappush(self._heap, (at, self._pushed, handle, given))
 
-    # --- the driver --------------------------------------------------------------------------------------------------
+    def _phase(self, step: int) -> int:
+        return self._cycle[step % len(self._cycle)]
 
-    def _drive(self, now: float, seconds: float, handle: Callable[..., None], *given: Any) -> None:
-        """Has the driver do something, after what it has to do already."""
-        self._orders.append((seconds, handle, given))
-        if len(self._orders) == 1:
-            self._cores.start(now, seconds, self._driven)
+    # --- drivers -----------------------------------------------------------------------------------------------------
 
-    def _driven(self, now: float) -> None:
-        _, handle, given = self._orders[0]
+    def _drive(self, now: float, loop: _Loop, seconds: float, handle: Callable[..., None], *given: Any) -> None:
+        """Has the driver of `loop` do something, after what it has to do already."""
+        loop.orders.append((seconds, handle, given))
+        if len(loop.orders) == 1:
+            self._cores.start(now, seconds, self._driven, loop)
+
+    def _driven(self, now: float, loop: _Loop) -> None:
+        _, handle, given = loop.orders[0]
         handle(now, *given)
-        self._orders.popleft()
-        if self._orders:
-            self._cores.start(now, self._orders[0][0], self._driven)
+        loop.orders.popleft()
+        if loop.orders:
+            self._cores.start(now, loop.orders[0][0], self._driven, loop)
 
-    def _begin(self, now: float) -> None:
+    def _begin(self, now: float, loop: _Loop) -> None:
         """Sends the commands of the next step."""
-        self._begun += 1
-        for number, device in enumerate(self._devices):
+        step, loop.begun = loop.begun, loop.begun + 1
+        places = loop.places[self._phase(step)]
+        loop.open[step] = sum(p in self._counted for p in places)
+        for number, place in enumerate(places):
             extra = 0.0 if number else self._control.step_s
-            self._drive(now, self._control.command_s + extra, self._commanded, device, self._begun - 1)
+            self._drive(now, loop, self._control.command_s + extra, self._commanded, place, step)
 
-    def _commanded(self, now: float, device: _Device, step: int) -> None:
-        self._push(now + self._control.latency_s, self._command, device, step)
+    def _commanded(self, now: float, place: Place, step: int) -> None:
+        self._push(now + self._control.latency_s, self._command, place, step)
 
-    def _reply(self, now: float, step: int) -> None:
-        """A device's word that its part of a step is over reaches the driver."""
-        self._drive(now, self._control.reply_s, self._replied, step)
+    def _reply(self, now: float, loop: _Loop, step: int) -> None:
+        """A place's word that its part of a step is over reaches the driver."""
+        self._drive(now, loop, self._control.reply_s, self._replied, loop, step)
 
-    def _replied(self, now: float, step: int) -> None:
-        self._open[step] -= 1
-        if self._open[step] == 0:
-            self._run.ends.append(now)
-            if self._begun < len(self._open):
-                self._begin(now)
+    def _replied(self, now: float, loop: _Loop, step: int) -> None:
+        loop.open[step] -= 1
+        while loop.open.get(len(loop.ends)) == 0:  # the oldest step is waited for, whatever others are over
+            del loop.open[len(loop.ends)]
+            loop.ends.append(now)
+            if loop.begun < self._steps:
+                self._begin(now, loop)
 
-    # --- devices -----------------------------------------------------------------------------------------------------
+    # --- units -------------------------------------------------------------------------------------------------------
 
-    def _command(self, now: float, device: _Device, step: int) -> None:
-        device.queue.append(step)
-        if not device.running:
-            self._enter(now, device)
+    def _command(self, now: float, place: Place, step: int) -> None:
+        place.queue.append(step)
+        if not place.running:
+            self._enter(place)
+            self._work(now, place.unit)
 
-    def _enter(self, now: float, device: _Device) -> None:
-        step, replica = device.queue.popleft(), device.program.replica
-        device.enter(step, self._factors[step][replica] if self._factors and replica >= 0 else 1.0)
-        if self._control.task_s:
-            device.busy = True
-            self._cores.start(now, self._control.task_s, self._entered, device)
+    def _enter(self, place: Place) -> None:
+        step, replica = place.queue.popleft(), place.replica
+        place.enter(step, self._phase(step), self._factors[step][replica] if self._factors and replica >= 0 else 1.0)
+        self._take_turn(place)
+
+    def _take_turn(self, place: Place, *, again: bool = False) -> None:
+        """`again`: it goes on, because what it did took no time."""
+        if not place.in_turn and place.has_work:
+            place.in_turn = True
+            (place.unit.turns.appendleft if again else place.unit.turns.append)(place)
+
+    def _work(self, now: float, unit: Unit) -> None:
+        """Has a unit that is free do what is ready until something takes time, or nothing is left."""
+        while unit.turns and not unit.busy:
+            place = unit.turns.popleft()
+            place.in_turn = False
+            if place.entering:
+                place.entering = False
+                if self._control.task_s:
+                    unit.busy = True
+                    self._cores.start(now, self._control.task_s, self._entered, place)
+                elif not place.left:
+                    self._leave_step(now, place)
+                else:
+                    self._take_turn(place)
+                continue
+            self._do(now, place, heapq.heappop(place.ready))
+
+    def _entered(self, now: float, place: Place) -> None:
+        place.unit.busy = False
+        if place.left:
+            self._take_turn(place)
         else:
-            self._work(now, device)
+            self._leave_step(now, place)
+        self._work(now, place.unit)
 
-    def _entered(self, now: float, device: _Device) -> None:
-        device.busy = False
-        self._work(now, device)
-
-    def _work(self, now: float, device: _Device) -> None:
-        """Runs ready tasks until one takes time, or none is left."""
-        code = device.code
-        while device.ready:
-            index = heapq.heappop(device.ready)
-            seconds = code.seconds[index]
-            if code.kinds[index] is _OP:
-                seconds *= device.factor
-                device.busy_s += seconds
-            else:
-                device.host_s += seconds
-            if seconds:
-                device.busy = True
-                self._cores.start(now, seconds, self._finish, device, index)
-                return
-            self._complete(now, device, index)
-            if not device.left:
-                self._leave_step(now, device)
-                return
-
-    def _finish(self, now: float, device: _Device, index: int) -> None:
-        device.busy = False
-        self._complete(now, device, index)
-        if device.left:
-            self._work(now, device)
+    def _do(self, now: float, place: Place, index: int) -> None:
+        """Begins a task; one that takes no time is done at once."""
+        code, unit = place.code, place.unit
+        kind, seconds = code.kinds[index], code.seconds[index]
+        if kind == PACE and self._ahead(place) > code.needs[index]:
+            self._held.append((place, index))
+            self._take_turn(place, again=True)
+            return
+        seconds *= place.factor if kind == OP else 1.0
+        if seconds:
+            unit.busy = True
+            self._cores.start(now, seconds, self._finish, place, index, seconds)
         else:
-            self._leave_step(now, device)
+            self._complete(now, place, index, again=True)
 
-    def _complete(self, now: float, device: _Device, index: int) -> None:
-        if device.code.kinds[index] is _SEND:
-            self._send(now, device, index)
-        device.complete(index)
+    def _finish(self, now: float, place: Place, index: int, seconds: float) -> None:
+        unit = place.unit
+        unit.busy = False
+        if place.code.kinds[index] == OP:
+            unit.busy_s += seconds
+        else:
+            unit.host_s += seconds
+        self._complete(now, place, index)
+        self._work(now, unit)
 
-    def _leave_step(self, now: float, device: _Device) -> None:
-        device.running = False
-        if device in self._counted:
-            self._push(now + self._control.latency_s, self._reply, device.step)
-        if device.queue:
-            self._enter(now, device)
+    def _complete(self, now: float, place: Place, index: int, *, again: bool = False) -> None:
+        kind = place.code.kinds[index]
+        if kind == SEND:
+            self._send(now, place, index)
+        place.complete(index)
+        if kind == TICK:
+            self._tick(now, self._loops[place.loop])
+        if place.left:
+            self._take_turn(place, again=again)
+        else:
+            self._leave_step(now, place)
+
+    def _leave_step(self, now: float, place: Place) -> None:
+        place.running = False
+        if place in self._counted:
+            self._push(now + self._control.latency_s, self._reply, self._loops[place.loop], place.step)
+        if place.queue:
+            self._enter(place)
+
+    def _ahead(self, place: Place) -> int:
+        """How many steps the loop of a place has made more than the slowest."""
+        return self._loops[place.loop].ticks - min(loop.ticks for loop in self._loops)
+
+    def _tick(self, now: float, loop: _Loop) -> None:
+        loop.ticks += 1
+        go = [(p, i) for p, i in self._held if self._ahead(p) <= p.code.needs[i]]
+        self._held = [held for held in self._held if held not in go]
+        for place, index in go:
+            heapq.heappush(place.ready, index)
+            self._take_turn(place)
+            self._push(now, self._work, place.unit)
 
     # --- links -------------------------------------------------------------------------------------------------------
 
-    def _send(self, now: float, device: _Device, index: int) -> None:
-        target, recv = device.targets[index]
-        source, destination = device.link, target.link
+    def _send(self, now: float, place: Place, index: int) -> None:
+        target, recv = place.part.targets[index]
+        source, destination = place.unit.link, target.unit.link
         if source is destination:
-            self._push(now, self._arrive, target, recv, device.step)
+            self._push(now, self._arrive, target, recv, place.step)
             return
-        nbytes = device.program.tasks[index].nbytes
+        nbytes = place.part.program.tasks[index].nbytes
         seconds = source.machine.move_s(nbytes)
         source.out_at = max(source.out_at, now) + seconds
         source.out_s += seconds
@@ -320,21 +327,21 @@ class Engine:
         inward = destination.machine.move_s(nbytes)
         if inward:
             # Tensors queue up at the receiver in the order in which their first bytes would come.
-            self._push(max(now, at - inward), self._come, at, inward, target, recv, device.step)
+            self._push(max(now, at - inward), self._come, at, inward, target, recv, place.step)
         else:
-            self._push(at, self._arrive, target, recv, device.step)
+            self._push(at, self._arrive, target, recv, place.step)
 
-    def _come(self, now: float, at: float, seconds: float, target: _Device, recv: int, step: int) -> None:
-        link = target.link
+    def _come(self, now: float, at: float, seconds: float, target: Place, recv: int, step: int) -> None:
+        link = target.unit.link
         link.in_at = max(link.in_at, at - seconds) + seconds
         link.in_s += seconds
         self._push(link.in_at, self._arrive, target, recv, step)
 
-    def _arrive(self, now: float, device: _Device, recv: int, step: int) -> None:
-        if step > device.step:
-            device.arrived.setdefault(step, []).append(recv)
-        elif step == device.step and device.running:
-            device.lower(recv)
-            if not device.busy:
-                self._work(now, device)
+    def _arrive(self, now: float, place: Place, recv: int, step: int) -> None:
+        if step > place.step:
+            place.arrived.setdefault(step, []).append(recv)
+        elif step == place.step and place.running:
+            place.lower(recv)
+            self._take_turn(place)
+            self._work(now, place.unit)
         # Else the step is over here, and nobody waited for this.

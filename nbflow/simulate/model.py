@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from nbflow.device import DeviceSpec, parse_device
+from nbflow.parallel.coordinating import NO_BOUND
 from nbflow.plan import Instruction, Plan
 
 
@@ -21,7 +22,8 @@ class Times(Protocol):
 class Task:
     """One thing a device does.
 
-    `kind`: op, send or recv. `seconds`: how long it keeps the device; of a send or recv, what the host does for it.
+    `kind`: op, send, recv, pace (waits until its loop has made at most `need` steps more than the slowest) or tick (its
+    loop has made a step). `seconds`: how long it keeps the device; of a send or recv, what the host does for it.
     `after`: tasks that come first, by number. `key`: the same for a send and its recv. `quorum`: of these tasks `need`
     are enough (the first gradients of a step with backup workers).
     """
@@ -40,12 +42,15 @@ class Task:
 @dataclass(frozen=True, slots=True)
 class Program:
     """What one device does in a step, in the order in which it prefers to. `replica`: -1 for none. `copy`: it does what
-    another one does, whose tasks it shares; its keys are those with this number."""
+    another one does, whose tasks it shares; its keys are those with this number. `loop`: whose steps these are, where
+    replicas make steps of their own. `phase`: of which steps, where they differ (`Model.cycle`)."""
 
     device: str
     tasks: tuple[Task, ...]
     replica: int = -1
     copy: int | None = None
+    loop: int = 0
+    phase: int = 0
 
     def key(self, task: Task) -> Hashable:
         """The key of one of its tasks, among all programs."""
@@ -58,10 +63,11 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The programs of a step."""
+    """The programs of the steps. `cycle`: the phase of each step, over and over."""
 
     programs: tuple[Program, ...]
     replicas: int
+    cycle: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,11 @@ def model_of(plans: Sequence[Plan], replicas: Sequence[str], times: Times, messa
 
 
 def _task(ins: Instruction, device: DeviceSpec, times: Times, messages: Messages) -> Task:
+    if ins.op == "coordinator_pace" and ins.attrs["staleness"] < NO_BOUND:
+        bound = int(ins.attrs["staleness"])
+        return Task("pace", ins.node, times.run_s(ins.node, device), ins.after, need=bound)
+    if ins.op == "coordinator_tick":
+        return Task("tick", ins.node, times.run_s(ins.node, device), ins.after)
     if ins.op not in ("send", "recv"):
         return Task("op", ins.node, times.run_s(ins.node, device) if ins.op != "copy" else 0.0, ins.after)
     key = str(ins.attrs["key"])
@@ -166,14 +177,14 @@ def fused(program: Program) -> Program:
 
 
 def _masks(program: Program) -> list[int]:
-    """For each task the set of tensors it waits for, as bits."""
+    """For each task the set of tensors, and of other loops, that it waits for, as bits."""
     masks: list[int] = []
     bit = 1
     for task in program.tasks:
         mask = 0
         for before in task.after:
             mask |= masks[before]
-        if task.kind == "recv":
+        if task.kind in ("recv", "pace"):
             mask |= bit
             bit <<= 1
         masks.append(mask)

@@ -70,12 +70,19 @@ def _of_curve(curve: Curve) -> tuple[_Panel, _Panel]:
     xs = [float(p.workers) for p in curve.predictions]
     log = xs[-1] > 16
     speed = (_Line("ideal", xs, xs, plain=True), _Line("simulated", xs, [curve.speed_up(p) for p in curve.predictions]))
-    shares = (
-        _Line("compute", xs, [p.compute for p in curve.predictions]),
-        _Line("ps link", xs, [max(p.ps_out, p.ps_in) for p in curve.predictions]),
-        _Line("ps compute", xs, [p.ps_compute for p in curve.predictions]),
-        _Line("ps messages", xs, [p.ps_messages for p in curve.predictions]),
+    compute = _Line("compute", xs, [p.compute for p in curve.predictions])
+    shares: tuple[_Line, ...] = (
+        compute,
+        _Line("link", xs, [max(p.worker_out, p.worker_in) for p in curve.predictions]),
+        _Line("messages", xs, [p.messages for p in curve.predictions]),
     )
+    if any(p.ps for p in curve.predictions):
+        shares = (
+            compute,
+            _Line("ps link", xs, [max(p.ps_out, p.ps_in) for p in curve.predictions]),
+            _Line("ps compute", xs, [p.ps_compute for p in curve.predictions]),
+            _Line("ps messages", xs, [p.ps_messages for p in curve.predictions]),
+        )
     return (
         _Panel("speed-up", "workers", speed, log, log),
         _Panel("share of the time in use", "workers", shares, log, low=0.0, high=1.0, label=lambda v: f"{v:.0%}"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nbflow.simulate.predict import Described, Prediction
+from nbflow.simulate.plans import Described
+from nbflow.simulate.predict import Prediction
 
 SCHEMA = "nbflow.simulation.v1"
 
@@ -21,10 +22,11 @@ class Curve:
     seed: int
 
     def speed_up(self, prediction: Prediction) -> float:
-        """Rows a second beside those of one worker of the first prediction: n workers that are not slowed down give n,
-        as every worker has rows of its own."""
+        """Rows a second beside those of the first prediction, whose workers count as so many: n workers that are not
+        slowed down give n. Every replica has rows of its own; the stages of a pipeline have the same."""
         first = self.predictions[0]
-        return prediction.workers * first.step_s / prediction.step_s
+        faster = first.step_s / prediction.step_s
+        return first.workers * prediction.batches / first.batches * faster
 
     def assumptions(self) -> list[str]:
         """What the figures hang on, for people."""
@@ -38,6 +40,9 @@ class Curve:
             f"a tensor costs its hosts {messages.send_s * 1e6:g} + {messages.take_s * 1e6:g} µs",
             f"stragglers: {self.cluster.stragglers.text or 'none'}; seed {self.seed}",
         ]
+        lines.insert(0, f"strategy: {self.predictions[-1].strategy}")
+        if not any(p.ps for p in self.predictions):
+            lines.pop(2)
         if self.cluster.cores is not None:
             lines.append(f"all of it shares {self.cluster.cores:g} cores of one host")
         if self.cluster.rows is not None:
@@ -48,7 +53,9 @@ class Curve:
         return lines
 
     def __str__(self) -> str:
-        head = ("workers", "ps", "backups", "step", "80 % of steps", "speed-up", "efficiency", "compute", "ps links")
+        ps = any(p.ps for p in self.predictions)
+        links = "ps links" if ps else "links"
+        head = ("workers", "ps", "backups", "step", "80 % of steps", "speed-up", "efficiency", "compute", links)
         rows: list[tuple[str, ...]] = [(*head, "busiest")]
         for p in self.predictions:
             speed_up = self.speed_up(p)
@@ -62,7 +69,7 @@ class Curve:
                         f"{_time(p.low_s)} – {_time(p.high_s)}",
                     ),
                     *(f"{speed_up:.3g}", f"{speed_up / p.workers:.0%}", f"{p.compute:.0%}"),
-                    *(f"{max(p.ps_out, p.ps_in):.0%}", p.bound_by),
+                    *(f"{max((p.ps_out, p.ps_in) if ps else (p.worker_out, p.worker_in)):.0%}", p.bound_by),
                 )
             )
         if not any(p.backups for p in self.predictions):
@@ -126,26 +133,21 @@ class Backups:
         return {**found, "shortest": self.shortest.backups, "best": self.best.backups}
 
 
-def series(curve: Curve) -> Mapping[str, tuple[Sequence[float], Sequence[float]]]:
-    """What a plot of the curve shows: name → (workers, values)."""
-    workers = [float(p.workers) for p in curve.predictions]
-    return {
-        "speed-up": (workers, [curve.speed_up(p) for p in curve.predictions]),
-        "compute": (workers, [p.compute for p in curve.predictions]),
-        "ps links": (workers, [max(p.ps_out, p.ps_in) for p in curve.predictions]),
-        "ps compute": (workers, [p.ps_compute for p in curve.predictions]),
-    }
-
-
 def _rates(machine: Any) -> str:
     parts = [
-        (machine.flops, f"{machine.flops / 1e12:.3g} TFLOP/s"),
-        (machine.bytes_per_s, f"memory {machine.bytes_per_s / 1e9:.3g} GB/s"),
-        (machine.op_s, f"{machine.op_s * 1e6:.3g} µs an op"),
-        (machine.link_bytes_per_s, f"link {machine.link_bytes_per_s / 1e9:.3g} GB/s"),
-        (machine.latency_s, f"latency {machine.latency_s * 1e6:.3g} µs"),
+        (machine.flops, f"{_amount(machine.flops)}FLOP/s"),
+        (machine.bytes_per_s, f"memory {_amount(machine.bytes_per_s)}B/s"),
+        (machine.op_s, f"{_time(machine.op_s)} an op"),
+        (machine.link_bytes_per_s, f"link {_amount(machine.link_bytes_per_s)}B/s"),
+        (machine.latency_s, f"latency {_time(machine.latency_s)}"),
     ]
     return ", ".join(text for value, text in parts if value) or "everything at once"
+
+
+def _amount(value: float) -> str:
+    """With three digits and the letter of a power of 1000: 4.4 T, 12.5 G."""
+    power = min(5, max(0, int(math.log10(value) // 3)))
+    return f"{value / 1000**power:.4g} {'_kMGTP'[power].strip('_')}"
 
 
 def _time(seconds: float) -> str:

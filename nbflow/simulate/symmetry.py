@@ -50,19 +50,19 @@ def expand(model: Model, replicas: int, join_s: JoinS) -> Model:
 
 
 def _belonging(program: Program, device: str, prefix: str) -> list[bool]:
-    """Which tasks are done for the replica on `device`: its sends and recvs, ops named after it, and those that need
-    nothing else (a gradient that is decompressed)."""
+    """Which tasks are done for the replica on `device`: sends and recvs of its tensors, ops named after it, and those
+    that need nothing else (a gradient that is decompressed)."""
     found: list[bool] = []
     for task in program.tasks:
-        own = task.kind == "op" and (
-            task.node.startswith(prefix) or (bool(task.after) and all(found[n] for n in task.after))
-        )
+        needs = task.kind == "op" and bool(task.after) and all(found[n] for n in task.after)
+        own = task.node.startswith(prefix) or needs
         found.append(own or task.peer == device)
     return found
 
 
 def _shape(program: Program) -> list[tuple[str, float, float]]:
-    return [(t.kind, t.seconds, t.nbytes) for t in program.tasks]
+    """What a program does, in whatever order: what depends on nothing else may stand anywhere."""
+    return sorted((t.kind, t.seconds, t.nbytes) for t in program.tasks)
 
 
 def _widened(
@@ -84,7 +84,7 @@ def _widened(
                 clones[index, replica] = len(made)
                 named = task.node.replace(mine, f"replica_{replica}/", 1) if task.node.startswith(mine) else task.node
                 peer = devices[replica] if task.peer == pattern.device else task.peer
-                key = (task.key, replica) if task.peer == pattern.device else task.key
+                key = task.key if task.kind == "op" else (task.key, replica)
                 made.append(replace(task, after=after, node=named, peer=peer, key=key))
 
     row: list[int] = []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from nbflow.cost import CostModel, Times
-from nbflow.device import DeviceSpec
+from nbflow.device import DeviceSpec, parse_device
 from nbflow.errors import NbflowError
 from nbflow.graph import Graph, Node
 from nbflow.machines import Machine
@@ -51,12 +51,12 @@ class StepTimes:
     def nbytes(self, node: str, output: int) -> float:
         return nbytes_of([self._spec(node, output)])
 
-    def join_s(self, node: str, device: DeviceSpec, sources: Set[str], copies: int) -> float:
+    def join_s(self, node: str, device: str, sources: Set[str], copies: int) -> float:
         """Seconds of an op that gets `copies` more of each input from one of `sources`."""
         known = self._graph.nodes[node]
         specs = [self._spec(t.node.name, t.index) for t in known.inputs]
         more = [s for s, t in zip(specs, known.inputs, strict=True) if t.node.name in sources]
-        return self._seconds(known, [*specs, *more * copies], device)
+        return self._seconds(known, [*specs, *more * copies], parse_device(device))
 
     def _seconds(self, node: Node, inputs: Sequence[TensorSpec], device: DeviceSpec) -> float:
         work = node.definition.cost(inputs, self._specs[node.name], node.attrs)

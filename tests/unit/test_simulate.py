@@ -16,7 +16,7 @@ from nbflow.machines import Machine
 from nbflow.simulate import Control, Described, Messages, Stragglers, parse_machine
 from nbflow.simulate.engine import Engine
 from nbflow.simulate.model import Model, Program, Task, fused, with_quorum
-from nbflow.simulate.predict import model_for
+from nbflow.simulate.plans import model_for
 from nbflow.simulate.times import Measured
 from nbflow.simulate.zoo import ZOO, step_of
 
@@ -255,17 +255,14 @@ def test_variables_on_the_workers_have_no_pattern() -> None:
     with nf.Graph().as_default():
         step = mlp()
     assert simulate.predict(step, 4, DESCRIBED, ps=0).real == 3
-    model, _ = model_for(step, 5, 0, DESCRIBED)
+    _, model, _ = model_for(step, 5, 0, DESCRIBED)
     assert model.replicas == 5
 
 
-def test_strategies_whose_steps_are_not_simulated_are_refused() -> None:
+def test_backups_of_a_strategy_are_simulated_when_asked_for() -> None:
     with nf.Graph().as_default():
         loss = nf.mean(nf.layers.dense(nf.random.normal((8, 4)), 1) ** 2)
-        own = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel(sync=False))
         backed = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.DataParallel(backup=1))
-    with pytest.raises(GraphError, match="is asynchronous"):
-        simulate.predict(own, 2, DESCRIBED)
     assert simulate.predict(backed, 2, DESCRIBED, ps=1).step_s > 0
 
 
