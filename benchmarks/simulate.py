@@ -130,7 +130,7 @@ def row(case: str, workers: int, measured: Sequence[float], simulated: float) ->
     error = simulated / spread.median - 1
     mark = "" if abs(error) <= ALLOWED else f"  MORE THAN {ALLOWED:.0%}"
     print(
-        f"{case:<24} {workers} workers  measured {str(spread.scaled(1e3)) + ' ms':<30} "
+        f"{case:<26} {workers} workers  measured {str(spread.scaled(1e3)) + ' ms':<30} "
         f"simulated {simulated * 1e3:.3g} ms  error {error:+.1%}{mark}",
         flush=True,
     )

@@ -253,8 +253,9 @@ class _Local:
             copies = self.copies[variable.name]
             if kind_of(variable.outputs[0].spec.dtype) in "fc":
                 values = [self._read(c) for c in copies]
-                mean = weighted_sum(values, weights or [constant(np.float64(1.0 / len(copies))) for _ in copies])
-                ends.append(_beside(self._assign(self.replication.nodes[variable.name], mean), [mean]))
+                same = [] if weights else [constant(np.float64(1.0 / len(copies)))]
+                mean = weighted_sum(values, weights or same * len(copies))
+                ends.append(_beside(self._assign(self.replication.nodes[variable.name], mean), [mean, *same]))
             else:
                 ends.append(self._assign(self.replication.nodes[variable.name], self._read(copies[0])))
         _beside(ends[0], counted[len(self.seen) :])

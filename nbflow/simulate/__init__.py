@@ -18,6 +18,7 @@ from nbflow.simulate.plans import Described
 from nbflow.simulate.predict import Prediction, default_ps, predict
 from nbflow.simulate.report import Backups, Curve
 from nbflow.simulate.stragglers import Stragglers
+from nbflow.simulate.strategies import parse_strategy
 
 __all__ = [
     "Backups",
@@ -31,6 +32,7 @@ __all__ = [
     "backups",
     "default_ps",
     "parse_machine",
+    "parse_strategy",
     "predict",
     "scaling",
     "up_to",
@@ -51,13 +53,16 @@ def scaling(
     steps: int | None = None,
     seed: int = 0,
     title: str = "",
+    strategy: Strategy | None = None,
 ) -> Curve:
     """The scaling curve of `step`: one worker first, then each of `workers`. `ps`: how many ps tasks; None: by the
-    number of workers (`default_ps`). `steps`: simulated for each point; None: fewer for more workers."""
+    number of workers (`default_ps`). `steps`: simulated for each point; None: fewer for more workers. `strategy`: None
+    for that of `step`."""
     counts = sorted({1, *workers})
-    strategy = read_strategy(strategy_of(step))
+    used = strategy or read_strategy(strategy_of(step))
     found = [
-        predict(step, n, cluster, ps=ps, steps=steps or _steps(n, cluster, 20, strategy), seed=seed) for n in counts
+        predict(step, n, cluster, ps=ps, steps=steps or _steps(n, cluster, 20, used), seed=seed, strategy=used)
+        for n in counts
     ]
     return Curve(title or step.name, cluster, tuple(found), seed)
 
@@ -72,10 +77,14 @@ def backups(
     steps: int | None = None,
     seed: int = 0,
     title: str = "",
+    strategy: Strategy | None = None,
 ) -> Backups:
     """What 0 … `most` backup workers do to a step that waits for `workers` gradients. All see the same stragglers."""
     number = steps or _steps(workers, cluster, 200, None)
-    found = [predict(step, workers, cluster, ps=ps, backups=b, steps=number, seed=seed) for b in range(most + 1)]
+    found = [
+        predict(step, workers, cluster, ps=ps, backups=b, steps=number, seed=seed, strategy=strategy)
+        for b in range(most + 1)
+    ]
     return Backups(Curve(title or step.name, cluster, tuple(found), seed))
 
 

@@ -14,6 +14,7 @@ from nbflow.simulate.model import Messages
 from nbflow.simulate.plans import Described
 from nbflow.simulate.report import Backups, Curve
 from nbflow.simulate.stragglers import Stragglers
+from nbflow.simulate.strategies import parse_strategy
 
 # What this runtime's own driver and messages cost: about what `benchmarks/simulate.py` measures on two cores that the
 # workers share with the driver, so rather more than where they do not.
@@ -30,6 +31,7 @@ class Asked:
     device: str = "h100"
     ps: int | None = None
     ps_device: str | None = None
+    strategy: str = ""
     stragglers: str = ""
     backups: int = 0
     rows: int | None = None
@@ -59,8 +61,19 @@ class Asked:
     def answer(self, step: Node, title: str) -> Curve | Backups:
         """A scaling curve; with `backups`, what 0 to that many of them do at the largest number of workers."""
         counts, cluster = self.counts(), self.described()
+        strategy = parse_strategy(self.strategy) if self.strategy else None
         if self.backups:
             return simulate.backups(
-                step, max(counts), self.backups, cluster, ps=self.ps, steps=self.steps, seed=self.seed, title=title
+                step,
+                max(counts),
+                self.backups,
+                cluster,
+                ps=self.ps,
+                steps=self.steps,
+                seed=self.seed,
+                title=title,
+                strategy=strategy,
             )
-        return simulate.scaling(step, counts, cluster, ps=self.ps, steps=self.steps, seed=self.seed, title=title)
+        return simulate.scaling(
+            step, counts, cluster, ps=self.ps, steps=self.steps, seed=self.seed, title=title, strategy=strategy
+        )

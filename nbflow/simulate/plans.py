@@ -10,7 +10,7 @@ from nbflow.errors import GraphError
 from nbflow.graph import Node, Tensor, ancestors
 from nbflow.machines import Machine
 from nbflow.optimize import chosen, prune
-from nbflow.parallel import Role
+from nbflow.parallel import Role, Strategy, read_strategy, strategy_of
 from nbflow.prepare import Prepared, Setting, prepare
 from nbflow.simulate.engine import Control
 from nbflow.simulate.model import Messages, Model, Program, model_of
@@ -52,10 +52,11 @@ class Described:
 
 
 def model_for(
-    step: Node, replicas: int, ps: int, cluster: Described, *, real: int = REAL
+    step: Node, replicas: int, ps: int, cluster: Described, *, real: int = REAL, strategy: Strategy | None = None
 ) -> tuple[Steps, Model, dict[str, Machine]]:
-    """How a step is simulated with `replicas` replicas, its model, and each process' machine."""
-    found = steps_of(step, replicas)
+    """How a step is simulated with `replicas` replicas, its model, and each process' machine. `strategy`: None for its
+    own."""
+    found = steps_of(strategy or read_strategy(strategy_of(step)), replicas)
     ps = ps if found.ps_job else 0
     few = real if found.alike and ps and replicas > real else replicas
     if few < 3 and replicas > few:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nbflow.errors import GraphError
 from nbflow.graph import Node
+from nbflow.parallel import Strategy
 from nbflow.simulate.engine import Engine, Run
 from nbflow.simulate.model import Model, fuse, with_quorum
 from nbflow.simulate.plans import Described, model_for
@@ -73,19 +74,20 @@ def predict(
     steps: int = 20,
     seed: int = 0,
     real: int = REAL,
+    strategy: Strategy | None = None,
 ) -> Prediction:
     """Simulates `steps` steps of training with `workers` + `backups` replicas, of which `workers` are waited for.
 
-    The plans are those that a run would use: the graph is rewritten by the strategy of `step` (DataParallel, if it has
-    none), placed, cut and compiled for up to `real` replicas; see `symmetry` for more. Raises GraphError for a step
-    that cannot be prepared, PlacementError for devices that it asks for and the description does not have.
+    The plans are those that a run would use: the graph is rewritten by `strategy` (None: that of `step`, or else
+    DataParallel), placed, cut and compiled for up to `real` replicas; see `symmetry` for more. Raises GraphError for a
+    step that cannot be prepared, PlacementError for devices that it asks for and the description does not have.
     """
     if workers < 1 or backups < 0 or steps < 1 or (ps is not None and ps < 0):
         raise GraphError(f"simulate at least 1 worker and step, no negative ps or backups: {workers=} {steps=}")
     ps = default_ps(workers) if ps is None else ps
     if backups and not ps:
         raise GraphError("backup workers need ps tasks: gradients that come too late are dropped there")
-    found, model, machines = model_for(step, workers + backups, ps, cluster, real=real)
+    found, model, machines = model_for(step, workers + backups, ps, cluster, real=real, strategy=strategy)
     if backups:
         if found.separate or found.words != "synchronous":
             raise GraphError(f"backup workers are of synchronous training with ps tasks, not of {found.words}")

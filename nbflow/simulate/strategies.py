@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from nbflow.device import parse_device
 from nbflow.errors import GraphError
-from nbflow.graph import Node
-from nbflow.parallel import DataParallel, LocalSGD, Pipeline, Role, read_strategy, strategy_of
-from nbflow.parallel.base import ALL, Strategy
+from nbflow.parallel import ALL, DataParallel, LocalSGD, Pipeline, Role, Strategy
+
+_PLAIN: Mapping[str, Strategy] = {
+    "sync": DataParallel(),
+    "ring": DataParallel(ps=None),
+    "async": DataParallel(sync=False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +41,27 @@ class Steps:
     parts: int = 1
 
 
-def steps_of(step: Node, workers: int) -> Steps:
-    """How `step` is simulated on `workers` workers; without a strategy, as with DataParallel. Raises GraphError where
-    its pipelines cannot be on as many."""
-    strategy = read_strategy(strategy_of(step)) or DataParallel()
+def parse_strategy(text: str) -> Strategy:
+    """A strategy in words: `sync`, `ring`, `async`, `async:S` (at most S steps apart), `local:K` (averaged every K
+    steps). Raises GraphError that shows what can be written."""
+    name, colon, number = text.partition(":")
+    count = int(number) if number.isascii() and number.isdigit() else -1
+    if not colon and name in _PLAIN:
+        return _PLAIN[name]
+    if name == "async" and count >= 0:
+        return DataParallel(sync=False, staleness=count)
+    if name == "local" and count >= 1:
+        return LocalSGD(every=count)
+    raise GraphError(
+        f"not a strategy: {text!r}; write sync, ring, async, async:2 (at most 2 steps apart) or local:8 (local SGD, "
+        "averaged every 8 steps)"
+    )
+
+
+def steps_of(strategy: Strategy | None, workers: int) -> Steps:
+    """How steps with `strategy` are simulated on `workers` workers; without one, as with DataParallel. Raises
+    GraphError where its pipelines cannot be on as many."""
+    strategy = strategy or DataParallel()
     if isinstance(strategy, LocalSGD):
         return _local(strategy, workers)
     if isinstance(strategy, Pipeline):

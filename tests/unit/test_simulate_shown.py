@@ -54,6 +54,15 @@ def test_the_command_prints_json_that_a_seed_repeats() -> None:
     assert [p["backups"] for p in backed["predictions"]] == [0, 1, 2]
 
 
+def test_the_command_takes_a_strategy() -> None:
+    ring = call("mlp", "-w", "2,4", "--strategy", "ring")
+    assert ring.exit_code == 0, ring.output
+    assert "strategy: a ring of the workers" in ring.output
+    wrong = call("mlp", "-w", "2", "--strategy", "rings")
+    assert wrong.exit_code == 1
+    assert "write sync, ring, async" in wrong.output
+
+
 def test_the_command_takes_a_step_of_a_script(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)

@@ -15,6 +15,7 @@ from nbflow.simulate import Control, Described, Stragglers
 from nbflow.simulate.engine import Engine
 from nbflow.simulate.model import Model, Program, Task
 from nbflow.simulate.times import Measured
+from nbflow.simulate.zoo import step_of
 from tests.unit.test_simulate import PS, W0, W1, gives, op, takes
 
 
@@ -238,13 +239,15 @@ def test_pipelines_beside_each_other_each_make_a_batch() -> None:
         nf.train.LocalSGD(every=3),
     ],
 )
+@pytest.mark.parametrize("fed", [False, True], ids=["a dataset", "random data"])
 @pytest.mark.parametrize("ps", [1, 2])
-def test_copies_of_a_real_program_give_what_real_plans_give(strategy: object, ps: int) -> None:
+def test_copies_of_a_real_program_give_what_real_plans_give(strategy: object, ps: int, fed: bool) -> None:
     machine = parse_machine("flops=1e10/bytes=1e10/link=1e9/latency=100us")
     cluster = Described(machine, control=Control(4e-5, 4e-5, 1e-4), messages=simulate.Messages(5e-5, 5e-5), rows=32)
-    step = in_layers(strategy)
-    copied = simulate.predict(step, 6, cluster, ps=ps, steps=6)
-    real = simulate.predict(step, 6, cluster, ps=ps, steps=6, real=6)
+    step = step_of("mlp") if fed else in_layers(strategy)
+    how = {"cluster": cluster, "ps": ps, "steps": 6, "strategy": strategy}
+    copied = simulate.predict(step, 6, **how)  # type: ignore[arg-type]
+    real = simulate.predict(step, 6, **how, real=6)  # type: ignore[arg-type]
     assert (copied.real, real.real) == (3, 6)
     assert copied.step_s == pytest.approx(real.step_s, rel=5e-3)
     assert copied.ps_in == pytest.approx(real.ps_in, rel=5e-3)
@@ -259,3 +262,21 @@ def test_what_a_strategy_cannot_be_is_said() -> None:
         simulate.predict(a_step(nf.train.DataParallel(ps=None)), 65, SECOND)
     with pytest.raises(GraphError, match="would have nothing to compute"):
         simulate.predict(in_layers(pipeline()), 16, LAYERS)
+
+
+@pytest.mark.parametrize("text", ["sync", "ring", "async", "async:0", "async:3", "local:1", "local:8"])
+def test_a_strategy_in_words_takes_the_place_of_the_steps_own(text: str) -> None:
+    step = a_step(nf.train.DataParallel())
+    strategy = simulate.parse_strategy(text)
+    own = simulate.predict(a_step(strategy), 2, SECOND, ps=1, steps=8)
+    asked = simulate.predict(step, 2, SECOND, ps=1, steps=8, strategy=strategy)
+    assert asked == own
+    assert simulate.predict(step, 2, SECOND, ps=1, steps=8).strategy == "synchronous"  # the graph is as it was
+
+
+@pytest.mark.parametrize(
+    "text", ["", "rings", "async:", "async:x", "async:-1", "local", "local:0", "sync:2", "local:\u0663"]
+)
+def test_what_is_no_strategy_is_told_what_is(text: str) -> None:
+    with pytest.raises(GraphError, match="write sync, ring"):
+        simulate.parse_strategy(text)

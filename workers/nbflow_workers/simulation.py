@@ -35,6 +35,12 @@ from nbflow.simulate.zoo import ZOO, step_of
 )
 @click.option("--ps-device", metavar="MACHINE", help="The ps tasks' machine; default: the workers'.")
 @click.option(
+    "--strategy",
+    default="",
+    metavar="STRATEGY",
+    help="sync, ring, async, async:2 (2 steps apart at most), local:8 (an average every 8 steps); default: its own.",
+)
+@click.option(
     "--stragglers",
     default="",
     metavar="DISTRIBUTION",

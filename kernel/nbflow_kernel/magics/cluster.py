@@ -60,6 +60,9 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     simulate.add_argument("--device", default="h100", metavar="MACHINE", help="h100, op=1ms/link=1e9 … (default: h100)")
     simulate.add_argument("--ps-device", metavar="MACHINE", help="default: the workers'")
     simulate.add_argument(
+        "--strategy", default="", metavar="S", help="sync, ring, async, async:2, local:8; default: the step's"
+    )
+    simulate.add_argument(
         "--stragglers", default="", metavar="D", help="lognormal:0.1, slow:0.02,3 … (with +: several)"
     )
     simulate.add_argument("--backups", type=int, default=0, metavar="B", help="what 0 to B backup workers do")
