@@ -1,7 +1,7 @@
 """How fast does a tensor go from one worker to another?
 
-Worker processes on this machine: two that share memory, and two that are told not to and use ZeroMQ over TCP, as
-between hosts (but on loopback, without encryption). A step reads a variable on worker 0 and takes its first element on
+Worker processes on this machine: two that share memory, two that are told not to and use ZeroMQ over TCP, and two that
+encrypt it too, as between hosts (but on loopback). A step reads a variable on worker 0 and takes its first element on
 worker 1, so that the whole tensor moves, once; it is started from Python, and the figures include what any step costs,
 which "nothing" shows: a step that involves both workers and moves no tensor. "There and back" is a scalar that goes to
 the other worker and returns.
@@ -32,9 +32,9 @@ from nbflow_workers.launchers.local import LocalLauncher
 
 SIZES = {"1 MB": 10**6, "16 MB": 16 * 10**6, "100 MB": 10**8}
 DEADLINE_S = 60.0
-SHARED_MEMORY, TCP = "nbflow, shared memory", "nbflow, ZeroMQ tcp"
+SHARED_MEMORY, TCP, CURVE = "nbflow, shared memory", "nbflow, ZeroMQ tcp", "nbflow, ZeroMQ tcp, encrypted"
 SOCKET, MEMORY, GRPC, COPY = "TCP socket", "copy to shared memory", "gRPC bytes", "copy"
-WAYS: dict[str, tuple[str, ...]] = {SHARED_MEMORY: (), TCP: ("--no-shm",)}
+WAYS: dict[str, tuple[str, ...]] = {SHARED_MEMORY: (), TCP: ("--no-shm",), CURVE: ("--no-shm", "--encrypt")}
 W0, W1 = "/job:worker/task:0", "/job:worker/task:1"
 # Files here are memory (Linux).
 SHARED = "/dev/shm"

@@ -96,6 +96,7 @@ def nbflow() -> None:
     help="MiB of tensors that may be under way to one peer before the sender waits.",
 )
 @click.option("--no-shm", is_flag=True, help="Send tensors by TCP to workers on this machine too.")
+@click.option("--encrypt", is_flag=True, help="Encrypt what comes by TCP on loopback too, as between hosts.")
 @click.option(
     "--advertise", default="", metavar="HOST", help="The name others reach this machine by, for the cluster file."
 )

@@ -56,6 +56,7 @@ class Options:
 
     `orphan_s`: for workers of a launcher, whose standard input is a pipe from it: end this long after it closed, unless
     somebody calls; None: standard input is not looked at. `no_shm`: peers on this host are reached by TCP too.
+    `encrypt`: what comes by TCP is encrypted on loopback too.
     `in_flight_mb`: how many MiB of tensors may be under way to one peer (docs/dataplane.md).
     `checkpoints`: the folder below which loops may save; None: nowhere.
     `lease_s`: a session that nobody uses is forgotten after this long. `outlive`: with `orphan_s`, sessions keep the
@@ -71,6 +72,7 @@ class Options:
     outlive: bool = False
     lease_s: float = SESSION_LEASE_S
     no_shm: bool = False
+    encrypt: bool = False
     in_flight_mb: int = WINDOW_BYTES // 2**20
     allow_python: bool = False
     checkpoints: Path | None = None
@@ -181,6 +183,7 @@ def run(options: Options) -> None:
         host if host != "localhost" else "127.0.0.1",
         port=options.data_port,
         use_shm=not options.no_shm,
+        encrypt=True if options.encrypt else None,
         window_bytes=options.in_flight_mb * 2**20,
     )
     info = WorkerInfo(
