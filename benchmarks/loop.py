@@ -2,8 +2,9 @@
 
 The same training of an MLP, on two workers and a ps and in one process, driven in two ways: by `nf.train.run`, whose
 loop is on a worker, and by a loop in the notebook that starts a step, waits for it and takes the loss, as one writes it
-by hand. `nf.train.run` reports the loss of each step too, so both ways give the same, and losses must agree. Each side
-is a process of its own (`served.py`), with its cluster ready before anything is timed; a window includes a start.
+by hand. `nf.train.run` reports the loss of each step too, so both ways give the same, and losses must agree. A third
+way lets workers come and go meanwhile (`elastic=True`), and nobody does. Each side is a process of its own
+(`served.py`), with its cluster ready before anything is timed; a window includes a start.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ MODEL = models.MLP
 LOSSES = 20
 WINDOW_S = 1.0  # long beside the start of a run
 CLUSTERS = {"2 workers + ps": (2, 1), "one process": (0, 0)}
-WORKERS, NOTEBOOK = "loop on the workers", "loop in the notebook"
+WORKERS, NOTEBOOK, ELASTIC = "loop on the workers", "loop in the notebook", "loop on the workers, elastic"
 SIDES = {f"{cluster}, {way}": (cluster, way) for cluster in CLUSTERS for way in (WORKERS, NOTEBOOK)}
+SIDES[f"2 workers + ps, {ELASTIC}"] = ("2 workers + ps", ELASTIC)
 
 
 def answers_of(side: str, stack: ExitStack) -> served.Answers:
@@ -42,12 +44,13 @@ def answers_of(side: str, stack: ExitStack) -> served.Answers:
     step = nf.optim.SGD(float(models.RATE)).minimize(loss, strategy=nf.train.DataParallel())
 
     def on_workers(k: int) -> list[float]:
-        return [float(v) for v in nf.train.run(step, k, {"loss": loss}, every=1, show=False).history["loss"]]
+        run = nf.train.run(step, k, {"loss": loss}, every=1, show=False, elastic=way == ELASTIC)
+        return [float(v) for v in run.history["loss"]]
 
     def in_notebook(k: int) -> list[float]:
         return [float(nf.run([step, loss])[1]) for _ in range(k)]
 
-    return {"train": on_workers if way == WORKERS else in_notebook}
+    return {"train": in_notebook if way == NOTEBOOK else on_workers}
 
 
 def main() -> int:
@@ -68,6 +71,7 @@ def main() -> int:
         ours, theirs = f"{cluster}, {WORKERS}", f"{cluster}, {NOTEBOOK}"
         report.compare(measured, ours, ours, unit="/s")
         report.compare(measured, theirs, ours, unit="/s")
+    report.compare(measured, f"2 workers + ps, {ELASTIC}", f"2 workers + ps, {WORKERS}", unit="/s")
     if not options.quick:
         report.write("loop")
     return 0

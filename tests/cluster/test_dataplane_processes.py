@@ -27,7 +27,12 @@ from nbflow_workers.launchers.local import LocalLauncher
 
 pytestmark = pytest.mark.cluster
 A, B = "/job:worker/task:0", "/job:worker/task:1"
-WAYS: dict[str, tuple[str, ...]] = {"shared memory": (), "tcp": ("--no-shm",), "small window": ("--in-flight-mb", "1")}
+WAYS: dict[str, tuple[str, ...]] = {
+    "shared memory": (),
+    "tcp": ("--no-shm",),
+    "encrypted": ("--no-shm", "--encrypt"),
+    "small window": ("--in-flight-mb", "1"),
+}
 WAIT_S = 20.0
 GIANT_BYTES = 3 * 2**30 + 12
 
