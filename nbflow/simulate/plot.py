@@ -59,7 +59,8 @@ def draw(found: Curve | Backups, canvas: Canvas) -> None:
     """Two panels of WIDTH by HEIGHT: how fast and why, or step time and what it is worth."""
     curve = found.curve if isinstance(found, Backups) else found
     machine = curve.cluster.machine.name or "free machines"
-    what = f"{curve.predictions[0].workers} workers" if isinstance(found, Backups) else "scaling"
+    strategy = curve.predictions[-1].strategy.partition(";")[0]
+    what = f"{curve.predictions[0].workers} workers" if isinstance(found, Backups) else strategy
     canvas.bold(18, 22, f"{curve.title} · {what} · {machine} · simulated", 13, _TEXT)
     panels = _of_backups(found) if isinstance(found, Backups) else _of_curve(found)
     for number, panel in enumerate(panels):
