@@ -9,7 +9,7 @@ import threading
 
 class Proxy:
     """Forwards its `address` to `target` (HOST:PORT). `cut` breaks what is open and refuses what comes; `freeze` lets
-    nothing through in either direction, and nobody hears of it; `heal` ends both."""
+    nothing through in either direction, and nobody hears of it; `heal` ends both; after `thaw` it all comes late."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -29,6 +29,10 @@ class Proxy:
 
     def freeze(self) -> None:
         self._passes.clear()
+
+    def thaw(self) -> None:
+        """What was frozen goes on."""
+        self._passes.set()
 
     def heal(self) -> None:
         """What was frozen breaks: after a long silence no network remembers its connections."""

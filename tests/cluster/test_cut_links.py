@@ -169,3 +169,16 @@ def test_a_connection_to_a_peer_that_died_unseen_is_made_anew() -> None:
             second.register(bundle)
             eventually(lambda: second.start(command(bundle, {"x": x})).result(30))
             session.forget_peers()
+
+
+def test_a_handshake_that_takes_its_time_is_waited_for() -> None:
+    with worker() as address, Proxy(address) as proxy:
+        proxy.freeze()
+        link = Link(proxy.address, Token(TOKEN))
+        late = threading.Timer(0.7, proxy.thaw)  # as when a packet was lost, and is sent again
+        late.start()
+        try:
+            assert link.describe(timeout_s=30).job == "worker"
+        finally:
+            late.join()
+            link.close()

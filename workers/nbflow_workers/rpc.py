@@ -78,7 +78,9 @@ CLIENT_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # Despite its name it is how long an attempt to connect may take at least: a packet of the handshake that is lost
+    # comes again after 0.2 s and more.
+    ("grpc.min_reconnect_backoff_ms", 1500),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A proxy between a notebook and its workers is never meant.
     ("grpc.enable_http_proxy", 0),
