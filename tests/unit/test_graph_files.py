@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +13,7 @@ from nbflow.graph import Graph, Node
 from nbflow.testing import Evaluator
 from nbflow.testing.random_graphs import random_program
 from tests.golden.make import HERE, golden
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import lines_of
 
 
 def comparable(node: Node) -> dict[str, Any]:
@@ -88,22 +83,8 @@ for graph in graphs:
 """
 
 
-def in_a_process(hash_seed: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", WORK],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 def test_digests_and_bytes_do_not_depend_on_the_process() -> None:
-    first, second = in_a_process("1"), in_a_process("2")
+    first, second = lines_of(WORK, "1"), lines_of(WORK, "2")
     assert first == second
     digests = [(line.split()[0], line.split()[2]) for line in first]
     assert all(a == b for a, b in digests)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import lines_of
 
 WORK = """
 import hashlib
@@ -49,23 +44,9 @@ for strategy in (None, nf.train.DataParallel(), nf.train.DataParallel(ps=None), 
 """
 
 
-def in_a_process(hash_seed: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", WORK],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 def test_placements_and_plans_do_not_depend_on_the_process() -> None:
-    first = in_a_process("0")
+    first = lines_of(WORK, "0")
     assert len(first) == 5
     assert int(first[0].split()[0]) > 200
     for seed in ("1", "2"):
-        assert in_a_process(seed) == first
+        assert lines_of(WORK, seed) == first
