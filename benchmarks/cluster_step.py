@@ -157,11 +157,8 @@ def follow(run_steps: Callable[[int, bool], object]) -> None:
 
 def main() -> int:
     parser = common.arguments(__doc__)
-    parser.add_argument("--serve", metavar="CASE", choices=[*CLUSTERS, *TORCH], help="used by the benchmark itself")
-    options = parser.parse_args()
-    if options.serve:
-        with ExitStack() as stack:
-            served.serve(answers_of(options.serve, stack))
+    options = served.options(parser, [*CLUSTERS, *TORCH], answers_of)
+    if options is None:
         return 0
     report = common.Report("What does a step cost on a cluster?", ["numpy", "grpcio", "pyzmq", "torch"])
     report.begin()

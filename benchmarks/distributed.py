@@ -218,11 +218,8 @@ def fill(table: Table, cases: Mapping[str, served.Case], quick: bool) -> None:
 def main() -> int:
     parser = common.arguments(__doc__)
     parser.add_argument("--tf-python", metavar="PATH", help="a Python that has TensorFlow 2.21")
-    parser.add_argument("--serve", metavar="CASE", choices=CLUSTERS, help="used by the benchmark itself")
-    options = parser.parse_args()
-    if options.serve:
-        with ExitStack() as stack:
-            served.serve(answers_of(options.serve, stack))
+    options = served.options(parser, list(CLUSTERS), answers_of)
+    if options is None:
         return 0
     report = common.Report("How fast is the distributed runtime, beside TensorFlow's?", ["numpy", "grpcio", "pyzmq"])
     report.begin()

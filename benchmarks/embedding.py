@@ -53,10 +53,11 @@ PAIRS = (
 )
 
 
-def answers_of(side: Side, stack: ExitStack) -> served.Answers:
+def answers_of(name: str, stack: ExitStack) -> served.Answers:
+    side = SIDES[name]
     # Workers that share the machine get their part of its threads, unless the environment says otherwise.
-    for name in common.THREAD_VARIABLES:
-        os.environ.pop(name, None)
+    for variable in common.THREAD_VARIABLES:
+        os.environ.pop(variable, None)
     nf.set_cluster(stack.enter_context(nf.cluster.local(workers=WORKERS, ps=side.ps)))
     ids = np.random.default_rng(0).integers(0, side.rows, (64, IDS * WORKERS))
     batch = nf.data.from_arrays({"ids": ids.reshape(-1)}).repeat().batch(IDS * WORKERS).next()
@@ -76,11 +77,8 @@ def answers_of(side: Side, stack: ExitStack) -> served.Answers:
 
 def main() -> int:
     parser = common.arguments(__doc__)
-    parser.add_argument("--serve", metavar="SIDE", choices=list(SIDES), help="used by the benchmark itself")
-    options = parser.parse_args()
-    if options.serve:
-        with ExitStack() as stack:
-            served.serve(answers_of(SIDES[options.serve], stack))
+    options = served.options(parser, list(SIDES), answers_of)
+    if options is None:
         return 0
     report = common.Report("What does a step with an embedding take, against its table's size?", ["numpy", "grpcio"])
     report.begin()

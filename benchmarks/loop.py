@@ -55,11 +55,8 @@ def answers_of(side: str, stack: ExitStack) -> served.Answers:
 
 def main() -> int:
     parser = common.arguments(__doc__)
-    parser.add_argument("--serve", metavar="SIDE", choices=list(SIDES), help="used by the benchmark itself")
-    options = parser.parse_args()
-    if options.serve:
-        with ExitStack() as stack:
-            served.serve(answers_of(options.serve, stack))
+    options = served.options(parser, list(SIDES), answers_of)
+    if options is None:
         return 0
     report = common.Report("What is it worth that the loop runs on the workers?", ["numpy", "grpcio", "pyzmq"])
     report.begin()

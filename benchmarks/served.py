@@ -7,6 +7,7 @@ JSON, until its input ends.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -28,6 +29,19 @@ def serve(answers: Answers) -> None:
     for line in sys.stdin:
         kind, steps = line.split()
         _tell(answers[kind](int(steps)))
+
+
+def options(
+    parser: argparse.ArgumentParser, names: Sequence[str], answers_of: Callable[[str, ExitStack], Answers]
+) -> argparse.Namespace | None:
+    """What a benchmark was asked; None in a process that was a side of it, whose part is over."""
+    parser.add_argument("--serve", metavar="SIDE", choices=names, help="used by the benchmark itself")
+    found = parser.parse_args()
+    if not found.serve:
+        return found
+    with ExitStack() as stack:
+        serve(answers_of(found.serve, stack))
+    return None
 
 
 def _tell(value: Any) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from nbflow import op as ops
 from nbflow.body import ARGUMENT, Body, bodies_of
 from nbflow.errors import GraphError
 from nbflow.graph import Graph, Node, Tensor
-from nbflow.ops import queue, replicas
+from nbflow.ops.waiting import WAITING
+from nbflow.optimize.sharing import last_fitting
 from nbflow.partition import CONTROL, Item, Part
 from nbflow.plan import Constant, Feed, Fetch, Instruction, Plan
 from nbflow.spec import TensorSpec
@@ -28,9 +31,6 @@ Value = tuple[str, int]  # (node name, output index)
 _BODY_ORDER = ("condition", "body", "then", "otherwise")
 # What partition and compile put between the ops.
 PLAN_OPS = ("send", "recv", "copy")
-_WAITING = frozenset(("recv", *queue.WAITING, *replicas.WAITING))
-# How many free buffers of one kind are looked at for one that can be given on.
-LOOK_AT = 64
 
 
 @dataclass(slots=True)
@@ -251,20 +251,19 @@ class _Compiler:
             mask = 0
             for before in draft.after:
                 mask |= found[before]
-            if draft.op in _WAITING:
+            if draft.op == "recv" or draft.op in WAITING:
                 mask |= bit
                 bit <<= 1
             found.append(mask)
         return found
 
     def give_buffers(self, fetched: set[int]) -> None:
-        """Gives on the memory of values that nobody needs any more. Whoever takes it comes after those who read it, so
-        it must not wait for more than it does anyway: else what comes from elsewhere would be taken in a fixed order,
-        and a ring's chunks, or gradients from several workers, would wait for each other."""
+        """Gives on the memory of values that nobody needs any more (`optimize.sharing`)."""
         kept = {self.roots[s] for s in fetched}
         readers = self.last_readers()
         waits = self.waits()
         free: dict[TensorSpec, list[tuple[int, list[int]]]] = {}  # spec -> (buffer, who read it last)
+        waited: dict[TensorSpec, list[int]] = {}  # beside each of them what those waited for
         returned: dict[int, list[tuple[TensorSpec, int, list[int]]]] = {}  # draft index -> buffers free after it
         for index, draft in enumerate(self.drafts):
             if self.takes_buffer(draft, kept):
@@ -272,10 +271,10 @@ class _Compiler:
                 spec = self.specs[slot]
                 assert spec is not None  # takes_buffer saw to it
                 users = readers.get(slot, [])
-                pool = free.get(spec, [])
-                found = _fitting(pool, waits, waits[index])
+                found = last_fitting(waited.get(spec, ()), waits[index])
                 if found is not None:
-                    draft.buffer, before = pool.pop(found)
+                    del waited[spec][found]
+                    draft.buffer, before = free[spec].pop(found)
                     draft.after.update(before)
                 else:
                     draft.buffer = len(self.buffers)
@@ -284,6 +283,7 @@ class _Compiler:
                 returned.setdefault(last, []).append((spec, draft.buffer, users or [index]))
             for spec, buffer, users in returned.pop(index, ()):
                 free.setdefault(spec, []).append((buffer, users))
+                waited.setdefault(spec, []).append(reduce(or_, (waits[n] for n in users)))
 
     def takes_buffer(self, draft: _Draft, kept: set[int]) -> bool:
         if draft.op in PLAN_OPS or draft.bodies or len(draft.outputs) != 1:
@@ -328,14 +328,6 @@ class _Compiler:
             node.where,
             draft.bodies,
         )
-
-
-def _fitting(pool: Sequence[tuple[int, list[int]]], waits: Sequence[int], mine: int) -> int | None:
-    """The last of the free buffers whose readers wait for nothing but what `mine` has, of the `LOOK_AT` last ones."""
-    for number in range(len(pool) - 1, max(-1, len(pool) - 1 - LOOK_AT), -1):
-        if all(waits[reader] & ~mine == 0 for reader in pool[number][1]):
-            return number
-    return None
 
 
 def edge(item: Item) -> dict[str, object]:

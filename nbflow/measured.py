@@ -15,7 +15,7 @@ from nbflow.cost import CostModel, DeviceModel, LinkModel
 from nbflow.device import DeviceSpec
 from nbflow.events import Event, OpTimes
 from nbflow.graph import Graph
-from nbflow.ops import queue, replicas
+from nbflow.ops.waiting import WAITING
 from nbflow.placement import Placement
 from nbflow.plan import Bundle
 from nbflow.profile import Key, Profile, chosen, factor_of
@@ -27,7 +27,7 @@ KEEP_EVERY_S = 60.0
 # Steps that wait for that.
 HEARD = 256
 # How long these run says what they waited for.
-_WAITS = queue.WAITING | replicas.WAITING | {"iterator_next"}
+_WAITS = WAITING | {"iterator_next"}
 
 
 class Ready(Protocol):

@@ -15,7 +15,7 @@ from nbflow.cost import CostModel
 from nbflow.device import DeviceSpec
 from nbflow.errors import PlacementError
 from nbflow.graph import Graph, Node, Tensor, ancestors
-from nbflow.ops import queue, replicas
+from nbflow.ops.waiting import WAITING
 from nbflow.optimize import Optimized, Pruned, Report, optimize, prune
 from nbflow.optimize.schedule import Peaks, schedule, written_peaks
 from nbflow.partition import check_partition, partition
@@ -27,8 +27,6 @@ from nbflow.spec import TensorSpec
 from nbflow.structure import Leaf
 from nbflow.transport import DeviceInfo
 from nbflow.verify import check_graph
-
-_WAITING = queue.WAITING | replicas.WAITING
 
 # `check_graph`, `check_partition` and `check_plan` run on everything that is prepared. They cost far less than
 # preparing does, and a wrong plan costs more than both.
@@ -267,7 +265,7 @@ def _placed(node: Node, optimized: Optimized, placed: Mapping[str, Placed]) -> P
 
 def _waits(graph: Graph) -> bool:
     """Whether something in `graph`, or in a body of it, may wait for another step."""
-    return any(n.op in _WAITING or any(_waits(b.graph) for b in bodies_of(n).values()) for n in graph.nodes.values())
+    return any(n.op in WAITING or any(_waits(b.graph) for b in bodies_of(n).values()) for n in graph.nodes.values())
 
 
 def state_key(graph: Graph, name: str, node: str | None = None) -> str:

@@ -21,17 +21,14 @@ from nbflow.body import is_stateful, writes_state
 from nbflow.device import DeviceSpec
 from nbflow.graph import Graph, Node, NodeMap, Tensor
 from nbflow.op import nbytes_of
-from nbflow.ops import queue, replicas
+from nbflow.ops.waiting import WAITING
+from nbflow.optimize.sharing import last_fitting
 from nbflow.spec import TensorSpec
 
 # Below this there is nothing to be gained, and the written order is the one that people expect.
 WORTH_BYTES = 1 << 20
 # By how much the peak must fall: an order that saves a percent is not worth the surprise.
 WORTH_PART = 0.05
-
-# As `nbflow.compile` has them.
-_WAITING = queue.WAITING | replicas.WAITING
-_LOOK_AT = 64
 
 Devices = Mapping[str, DeviceSpec]
 Peaks = dict[str, tuple[float, float]]  # device -> bytes before and after
@@ -207,8 +204,13 @@ class _Model:
                 here[m] = True
                 if memory.buffer is None:
                     live[memory.device] += memory.nbytes
-                elif not _given_on(free.get((memory.device, memory.buffer), []), self.waits[i]):
+                    continue
+                pool = free.get((memory.device, memory.buffer), [])
+                given = last_fitting(pool, self.waits[i])
+                if given is None:
                     buffers[memory.device] += memory.nbytes
+                else:
+                    del pool[given]
             yield i, buffers, live, here
             for m in self.reads[i]:
                 left[m] -= 1
@@ -233,7 +235,7 @@ class _Model:
         found: list[int] = []
         for i, node in enumerate(self.nodes):
             device = devices[node.name]
-            mask = bit(node) if node.op in _WAITING else 0
+            mask = bit(node) if node.op in WAITING else 0
             needed = [*((t.node, t.index) for t in node.inputs), *((c, -1) for c in node.control_inputs)]
             for other, output in needed:
                 here = devices[other.name] == device
@@ -329,15 +331,6 @@ class _Model:
                 if waits[j] == 0:
                     heapq.heappush(ready, (adds(j), j))
         return order
-
-
-def _given_on(free: list[int], waits: int) -> bool:
-    """Takes the last of the free buffers that may be given to who waits for `waits`, as `nbflow.compile` does."""
-    for number in range(len(free) - 1, max(-1, len(free) - 1 - _LOOK_AT), -1):
-        if free[number] & ~waits == 0:
-            del free[number]
-            return True
-    return False
 
 
 def _takes_buffer(node: Node) -> bool:

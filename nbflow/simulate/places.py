@@ -94,7 +94,7 @@ class Place:
         self.left = 0
 
     def enter(self, step: int, phase: int, factor: float) -> None:
-        """Begins a step; its tasks are `open_`ed when the place has taken the command."""
+        """Begins a step; its tasks can run when the place has taken the command (`entering`)."""
         self.step, self.factor, self.running, self.entering = step, factor, True, True
         self.part = self.parts[phase]
         self.code = self.part.code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,16 +32,15 @@ class Curve:
         machine, ps = self.cluster.machine, self.cluster.ps_machine or self.cluster.machine
         control, messages = self.cluster.control, self.cluster.messages
         mode = "a loop on the workers" if control.ahead > 1 else "one step at a time"
+        has_ps = any(p.ps for p in self.predictions)
         lines = [
+            f"strategy: {self.predictions[-1].strategy}",
             f"workers are {machine.name or 'free'}: {_rates(machine)}",
-            f"ps tasks are {ps.name or 'free'}: {_rates(ps)}",
+            *([f"ps tasks are {ps.name or 'free'}: {_rates(ps)}"] if has_ps else []),
             f"{mode}; of the driver {control.command_s * 1e6:g} + {control.reply_s * 1e6:g} µs a task; "
             f"a tensor costs its hosts {messages.send_s * 1e6:g} + {messages.take_s * 1e6:g} µs",
             f"stragglers: {self.cluster.stragglers.text or 'none'}; seed {self.seed}",
         ]
-        lines.insert(0, f"strategy: {self.predictions[-1].strategy}")
-        if not any(p.ps for p in self.predictions):
-            lines.pop(2)
         if self.cluster.cores is not None:
             lines.append(f"all of it shares {self.cluster.cores:g} cores of one host")
         if self.cluster.rows is not None:
@@ -135,19 +133,22 @@ class Backups:
 
 def _rates(machine: Any) -> str:
     parts = [
-        (machine.flops, f"{_amount(machine.flops)}FLOP/s"),
-        (machine.bytes_per_s, f"memory {_amount(machine.bytes_per_s)}B/s"),
+        (machine.flops, f"{_rate(machine.flops)}FLOP/s"),
+        (machine.bytes_per_s, f"memory {_rate(machine.bytes_per_s)}B/s"),
         (machine.op_s, f"{_time(machine.op_s)} an op"),
-        (machine.link_bytes_per_s, f"link {_amount(machine.link_bytes_per_s)}B/s"),
+        (machine.link_bytes_per_s, f"link {_rate(machine.link_bytes_per_s)}B/s"),
         (machine.latency_s, f"latency {_time(machine.latency_s)}"),
     ]
     return ", ".join(text for value, text in parts if value) or "everything at once"
 
 
-def _amount(value: float) -> str:
-    """With three digits and the letter of a power of 1000: 4.4 T, 12.5 G."""
-    power = min(5, max(0, int(math.log10(value) // 3)))
-    return f"{value / 1000**power:.4g} {'_kMGTP'[power].strip('_')}"
+def _rate(value: float) -> str:
+    """What stands before the unit of a rate: `4.4 T`, `12.5 G`, `300 `."""
+    for letter in ("", "k", "M", "G", "T"):
+        if value < 1000:
+            return f"{value:.4g} {letter}"
+        value /= 1000
+    return f"{value:.4g} P"
 
 
 def _time(seconds: float) -> str:

@@ -11,8 +11,12 @@ import pytest
 
 import nbflow as nf
 from nbflow import errors
+from nbflow.device import parse_device
 from nbflow.graph import Graph
 from nbflow.inprocess import InProcessCluster
+from nbflow.optimize import chosen
+from nbflow.prepare import Setting, preview
+from nbflow.transport import DeviceInfo
 from tests.unit.test_data_parallel import losses as synchronous
 from tests.unit.test_data_parallel import model
 
@@ -138,3 +142,18 @@ def test_a_run_that_ends_within_a_round_leaves_its_average(graph: Graph, tmp_pat
     assert nf.run(w) == (0.6875 + 3.6875) / 2
     nf.set_cluster(None)
     cluster.close()
+
+
+def test_an_average_is_made_where_its_variable_lives() -> None:
+    devices = [DeviceInfo(parse_device(f"/job:{job}/task:{n}/cpu:0")) for job in ("worker", "ps") for n in range(2)]
+    with nf.Graph().as_default() as graph:
+        x = nf.data.from_arrays({"x": np.zeros((64, 4), np.float32)}).repeat().batch(8).next()["x"]
+        loss = nf.mean(nf.layers.dense(nf.layers.dense(x, 8), 8) ** 2)
+        step = nf.optim.SGD(0.1).minimize(loss, strategy=nf.train.LocalSGD(4))
+    _, placed = preview(graph, [step], Setting(devices, {}, chosen()))
+    inside = {n.rpartition("/")[2]: str(p.device) for n, p in placed.items() if "/make_average/then/" in n}
+    means = {n: d for n, d in inside.items() if n.startswith("weighted_sum")}
+    assert len(means) == 4
+    assert set(means.values()) == {"/job:ps/task:0/cpu:0", "/job:ps/task:1/cpu:0"}
+    for name, device in means.items():
+        assert inside[name.replace("weighted_sum", "assign")] == device

@@ -54,6 +54,21 @@ def test_the_command_prints_json_that_a_seed_repeats() -> None:
     assert [p["backups"] for p in backed["predictions"]] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("device", "shown"),
+    [
+        ("op=1ms/link=1e9", "1 ms an op, link 1 GB/s"),
+        ("flops=300", "300 FLOP/s"),
+        ("flops=1e19/bytes=4.4e12", "1e+04 PFLOP/s, memory 4.4 TB/s"),
+        ("latency=10us", "latency 10 µs"),
+    ],
+)
+def test_the_command_takes_a_machine_of_which_little_is_known(device: str, shown: str) -> None:
+    done = call("mlp", "-w", "2", "--device", device)
+    assert done.exit_code == 0, done.output
+    assert f"{device}: {shown}\n" in done.output
+
+
 def test_the_command_takes_a_strategy() -> None:
     ring = call("mlp", "-w", "2,4", "--strategy", "ring")
     assert ring.exit_code == 0, ring.output
