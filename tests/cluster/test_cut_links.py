@@ -13,7 +13,8 @@ import nbflow as nf
 import nbflow_workers
 from nbflow.errors import NbflowError, PlacementError, RunError, WorkerError
 from nbflow.testing.transport import add_bundle, command
-from nbflow_workers.client import GrpcTransport, Link
+from nbflow_workers.channel import Link
+from nbflow_workers.client import GrpcTransport
 from nbflow_workers.security import Token
 from nbflow_workers.session import Session
 from tests.cluster.test_attach import TOKEN, worker

@@ -25,7 +25,7 @@ from nbflow import wire
 from nbflow.proto import wire_pb2
 from nbflow.testing.transport import FIRST, SECOND, add_bundle, command, pair, wait
 from nbflow_workers import Cluster, rpc
-from nbflow_workers.client import Link
+from nbflow_workers.channel import Link
 from nbflow_workers.proto import worker_pb2 as pb
 
 pytestmark = pytest.mark.cluster

@@ -25,7 +25,7 @@ from nbflow.errors import Rejected, WorkerError, WorkerLost
 from nbflow.events import Event, Metric, WorkerState
 from nbflow.testing.transport import FIRST, SECOND, add_bundle, command, constant_bundle, pair
 from nbflow.transport import Loop, MetricSource, Transport
-from nbflow_workers import Cluster, client
+from nbflow_workers import Cluster, pipe
 from nbflow_workers.dataplane import shm
 from nbflow_workers.launchers.base import Ask, Handle
 from nbflow_workers.launchers.local import LocalLauncher
@@ -78,7 +78,7 @@ def use_once(made: Cluster, session: str) -> None:
 def test_fifty_starts_and_stops_leak_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Others' workers come and go on this machine: what these leave is looked for where only they write.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    prefixes = [client._PREFIX]
+    prefixes = [pipe._PREFIX]
 
     def once(number: int) -> int | None:
         with nbflow_workers.local(workers=1) as made:

@@ -16,7 +16,7 @@ from nbflow import wire
 from nbflow.errors import Rejected, Unauthenticated
 from nbflow.testing.transport import FIRST, add_bundle, command, pair
 from nbflow_workers import Cluster, rpc
-from nbflow_workers.client import Link
+from nbflow_workers.channel import Link
 from nbflow_workers.proto import worker_pb2 as pb
 from nbflow_workers.security import Token
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from nbflow import wire
 from nbflow.errors import NbflowError, Rejected, Unauthenticated, VersionMismatch, WorkerError, WorkerLost
 from nbflow_workers import security
-from nbflow_workers.client import Link
+from nbflow_workers.channel import Link
 from nbflow_workers.proto import worker_pb2 as pb
 from nbflow_workers.security import Token
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nbflow.device import parse_device
 from nbflow.transport import DeviceInfo, WorkerInfo
 from nbflow_workers import security
-from nbflow_workers.client import Link
+from nbflow_workers.channel import Link
 from nbflow_workers.launchers.base import Handle
 from nbflow_workers.proto import worker_pb2 as pb
 

@@ -25,9 +25,11 @@ from nbflow.compile import PLAN_OPS
 from nbflow.errors import NbflowError, Rejected, VersionMismatch, WorkerLost
 from nbflow.transport import LoopAction, Moved, Outbox, Transport, WorkerInfo
 from nbflow_workers import rpc, security, status
-from nbflow_workers.client import HOST_KEY, GrpcTransport, Link
+from nbflow_workers.channel import Link
+from nbflow_workers.client import GrpcTransport
 from nbflow_workers.dataplane import shm
 from nbflow_workers.dataplane.base import DataPlane, Endpoint, SessionKey
+from nbflow_workers.pipe import HOST_KEY
 from nbflow_workers.proto import worker_pb2 as pb
 from nbflow_workers.session import BlobStore, Counters, EventStream, Session, StepExecutor, StepStream
 
